@@ -1,3 +1,56 @@
-"""Attention masks as one-line predicates ``(b, h, q_idx, kv_idx) -> bool``."""
+"""Attention masks as one-line predicates ``(b, h, q_idx, kv_idx) -> bool``.
+
+Build a mask from the vocabulary or from any function, combine with ``& | ^ ~``, and read it: `dense_mask`,
+`additive_bias`, `block_mask`, `draw`, `lower`, `attention`.
+"""
+
+from maskmod.algebra import Mask, mask_mod, same_structure
+from maskmod.attention import Choice, attention, lower, register_backend, select_backend
+from maskmod.dense import vmap_mask
+from maskmod.draw import draw
+from maskmod.indexing import at_positions, per_head, remap, shift, where
+from maskmod.masks import (
+    blockwise,
+    causal,
+    chunked,
+    document,
+    full,
+    key_padding,
+    prefix,
+    sinks,
+    sliding_window,
+    window,
+)
+from maskmod.readers import additive_bias, dense_mask
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Choice",
+    "Mask",
+    "additive_bias",
+    "at_positions",
+    "attention",
+    "blockwise",
+    "causal",
+    "chunked",
+    "dense_mask",
+    "document",
+    "draw",
+    "full",
+    "key_padding",
+    "lower",
+    "mask_mod",
+    "per_head",
+    "prefix",
+    "register_backend",
+    "remap",
+    "same_structure",
+    "select_backend",
+    "shift",
+    "sinks",
+    "sliding_window",
+    "vmap_mask",
+    "where",
+    "window",
+]

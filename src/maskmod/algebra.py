@@ -1,0 +1,504 @@
+"""Masks as objects: the `Mask` base class, the boolean nodes, and what every mask can answer about itself.
+
+A mask is a callable ``(b, h, q_idx, kv_idx) -> bool``. This module gives it operators, a readable repr, equality, a
+pytree registration and a size check. It refuses to know any particular mask, any backend, and how a mask is evaluated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.utils import _pytree as pytree
+
+from maskmod.errors import MaskTypeError, MaskValueError, TruthValueError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_):  # read by type checkers only
+        return lambda cls: cls
+
+
+__all__ = [
+    "And",
+    "Func",
+    "Index",
+    "Mask",
+    "MaskMod",
+    "Not",
+    "Or",
+    "Sizes",
+    "Xor",
+    "as_mask",
+    "device_of",
+    "known_true",
+    "mask_mod",
+    "same_structure",
+    "sizes_of",
+    "spell",
+    "structure",
+    "tracing",
+]
+
+Index: TypeAlias = Any
+"""One index: a Python int, a 0-d tensor, or whatever a reader substitutes for it."""
+
+MaskMod: TypeAlias = Callable[[Index, Index, Index, Index], Any]
+"""Any callable ``(b, h, q_idx, kv_idx) -> bool``; a `Mask` is one."""
+
+
+class Sizes(NamedTuple):
+    """The sizes a mask is read at, checked."""
+
+    B: int
+    H: int
+    q_len: int
+    kv_len: int
+
+
+def known_true(condition: bool | torch.SymBool) -> bool:
+    """Whether a comparison of lengths is true for certain; a symbolic length is asked without adding a guard."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
+def tracing(*tensors: Tensor) -> bool:
+    """Whether code runs under a trace: compiling, exporting, or on fake, meta or functorch tensors.
+
+    Everything that would look at a tensor's values asks this first. Under ``make_fx`` and fake tensors
+    ``torch.compiler.is_compiling()`` is False, so the tensors themselves are looked at too.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._len_torch_dispatch_stack():  # fake or proxy tensor mode is active
+        return True
+    return any(t.is_meta or is_functorch_wrapped_tensor(t) or _is_fake(t) for t in tensors)
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return False
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+# --------------------------------------------------------------------------------------------- structure and pytree
+
+
+def structure(mask: Mask) -> tuple:
+    """Everything about a mask but its tensors, as one hashable value."""
+    return (type(mask), *(_structure(value) for value in _values(mask)))
+
+
+def same_structure(a: MaskMod, b: MaskMod) -> bool:
+    """Whether two masks differ at most in their tensors: such masks share one compiled graph.
+
+    >>> from maskmod import document
+    >>> same_structure(document(torch.zeros(8).long()), document(torch.ones(8).long()))
+    True
+    """
+    return structure(as_mask(a)) == structure(as_mask(b))
+
+
+def _structure(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Tensor
+    if isinstance(value, Mask):
+        return structure(value)
+    if isinstance(value, tuple):
+        return tuple(map(_structure, value))
+    return value
+
+
+def _values(mask: Mask) -> tuple:
+    return tuple(getattr(mask, name) for name in mask._fields)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return id(value)
+    return tuple(map(_hashable, value)) if isinstance(value, tuple) else value
+
+
+def _is_dynamic(value: Any) -> bool:
+    """Whether a field holds tensors or masks, so that it belongs to the pytree's children."""
+    return isinstance(value, (Tensor, Mask)) or (isinstance(value, tuple) and any(map(_is_dynamic, value)))
+
+
+def _register_pytree(cls: type[Mask]) -> None:
+    def flatten(mask: Mask):
+        children, static = {}, []
+        for name, value in zip(mask._fields, _values(mask), strict=True):
+            if _is_dynamic(value):
+                children[name] = value
+            else:
+                static.append((name, value))
+        return list(children.values()), (tuple(children), tuple(static))
+
+    def flatten_with_keys(mask: Mask) -> Any:  # torch's KeyEntry protocol does not admit its own GetAttrKey
+        children, context = flatten(mask)
+        keys = [pytree.GetAttrKey(name) for name in context[0]]
+        return list(zip(keys, children, strict=True)), context
+
+    def unflatten(children, context):
+        mask = object.__new__(cls)  # leaves may be placeholders: no constructor, no checks
+        names, static = context
+        for name, value in (*zip(names, children, strict=True), *static):
+            object.__setattr__(mask, name, value)
+        return mask
+
+    pytree.register_pytree_node(
+        cls,
+        flatten,
+        unflatten,
+        flatten_with_keys_fn=flatten_with_keys,
+        serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        to_dumpable_context=lambda context: [list(context[0]), [list(pair) for pair in context[1]]],
+        from_dumpable_context=lambda dumped: (tuple(dumped[0]), tuple((n, v) for n, v in dumped[1])),
+    )
+
+
+def _closure_tensors(fn: Any) -> Iterator[Tensor]:
+    """Tensors that a plain function captured, as far as Python shows them: closure cells, partials, bound objects."""
+    while isinstance(fn, functools.partial):
+        yield from (value for value in (*fn.args, *fn.keywords.values()) if isinstance(value, Tensor))
+        fn = fn.func
+    for cell in getattr(fn, "__closure__", None) or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # a cell that is not filled yet
+            continue
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mask):
+            yield from value.tensors()
+        elif inspect.isfunction(value) and value is not fn:
+            yield from _closure_tensors(value)
+
+
+def spell(value: Any) -> str:
+    """A field or argument as it stands in a repr: tensors as dtype and shape, never their values."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(spell, value))}]"
+    return repr(value)
+
+
+# ------------------------------------------------------------------------------------------------- the base class
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+class Mask:
+    """A predicate ``(b, h, q_idx, kv_idx) -> bool`` that composes with ``& | ^ ~``; True means visible.
+
+    A subclass is a frozen dataclass whose fields are tensors (dynamic: new contents never recompile) or anything else
+    (structure: hashable, compared with ``==``). It writes ``__call__`` and nothing more::
+
+        >>> class Diagonal(Mask):
+        ...     width: int
+        ...
+        ...     def __call__(self, b, h, q_idx, kv_idx):
+        ...         return abs(q_idx - kv_idx) < self.width
+        >>> band = Diagonal(2)
+        >>> band(0, 0, 5, 4), (~band)(0, 0, 5, 4)
+        (True, False)
+        >>> band | (lambda b, h, q_idx, kv_idx: kv_idx == 0)
+        Diagonal(2) | <lambda>
+
+    Two masks are equal when they have the same types, the same structure and the same tensor *objects*; tensor values
+    are never compared. ``hash`` agrees. A mask is a pytree whose leaves are its tensors.
+
+    Negation is written ``mask ^ True`` inside a compiled graph, where Dynamo cannot trace ``~`` on user objects.
+    """
+
+    _fields: ClassVar[tuple[str, ...]] = ()
+    _precedence: ClassVar[int] = 5  # an atom binds tighter than any operator
+    _name: ClassVar[str | None] = None  # the constructor's name in a repr, where it differs from the class's
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        # A generated __repr__ guards against recursion by thread id, which Dynamo cannot trace; a generated __eq__
+        # compares tensors by value. Both are written below instead.
+        dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        cls._fields = tuple(field.name for field in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
+        _register_pytree(cls)
+
+    def __call__(self, b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(self, b, h, q_idx, kv_idx)")
+
+    # -- algebra ----------------------------------------------------------------------------------------------
+
+    def __and__(self, other: MaskMod) -> Mask:
+        return And(self, as_mask(other))
+
+    def __rand__(self, other: MaskMod) -> Mask:
+        return And(as_mask(other), self)
+
+    def __or__(self, other: MaskMod) -> Mask:
+        return Or(self, as_mask(other))
+
+    def __ror__(self, other: MaskMod) -> Mask:
+        return Or(as_mask(other), self)
+
+    def __xor__(self, other: MaskMod | bool) -> Mask:
+        if other is True:
+            return Not(self)
+        if other is False:
+            return self
+        return Xor(self, as_mask(other))
+
+    def __rxor__(self, other: MaskMod | bool) -> Mask:
+        if isinstance(other, bool):
+            return self ^ other
+        return Xor(as_mask(other), self)
+
+    def __invert__(self) -> Mask:
+        return Not(self)
+
+    def __bool__(self) -> bool:
+        raise TruthValueError(
+            f"bool({self!r})",
+            "a mask has no single truth value; `and`, `or`, `not` and `if` ask for one",
+            "Write `&` for `and`, `|` for `or`, `~mask` (in a compiled graph `mask ^ True`) for `not`.",
+        )
+
+    # -- identity ---------------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Mask) or type(self) is not type(other):
+            return NotImplemented
+        return all(_same(a, b) for a, b in zip(_values(self), _values(other), strict=True))
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(_hashable(value) for value in _values(self))))
+
+    def __repr__(self) -> str:
+        parts = [spell(value) for value in _values(self)]
+        return f"{self._name or type(self).__name__}({', '.join(parts)})"
+
+    # -- what readers ask -------------------------------------------------------------------------------------
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor that the mask holds, closures of plain functions included where Python shows them."""
+        for value in _values(self):
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, Tensor):
+                    yield part
+                elif isinstance(part, Mask):
+                    yield from part.tensors()
+
+    def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
+        """Raise if a field cannot serve these sizes: a table too short, say. Values of tensors are never read.
+
+        None marks an index that reaches the mask through a tensor, so that its range is not known.
+        """
+        for value in _values(self):
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, Mask):
+                    part.check(B, H, q_len, kv_len)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same mask with every tensor on ``device``; itself where nothing moves."""
+        return pytree.tree_map_only(Tensor, lambda t: t.to(device), self)
+
+
+class _Binary(Mask):
+    """Two masks and an operator; the repr keeps the operands in the order they were written."""
+
+    left: Mask
+    right: Mask
+
+    _symbol: ClassVar[str] = "?"
+
+    def __repr__(self) -> str:
+        # The right operand of an equal precedence keeps its parentheses: a & (b & c) is another tree than a & b & c.
+        left, right = repr(self.left), repr(self.right)
+        if self.left._precedence < self._precedence:
+            left = f"({left})"
+        if self.right._precedence <= self._precedence:
+            right = f"({right})"
+        return f"{left} {self._symbol} {right}"
+
+
+class And(_Binary):
+    """Visible where both masks are."""
+
+    _precedence, _symbol = 3, "&"
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.left(b, h, q_idx, kv_idx) & self.right(b, h, q_idx, kv_idx)
+
+
+class Xor(_Binary):
+    """Visible where exactly one of the masks is."""
+
+    _precedence, _symbol = 2, "^"
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.left(b, h, q_idx, kv_idx) ^ self.right(b, h, q_idx, kv_idx)
+
+
+class Or(_Binary):
+    """Visible where at least one of the masks is."""
+
+    _precedence, _symbol = 1, "|"
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.left(b, h, q_idx, kv_idx) | self.right(b, h, q_idx, kv_idx)
+
+
+class Not(Mask):
+    """Visible where the mask is hidden."""
+
+    mask: Mask
+
+    _precedence = 4
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        # `~True` is -2 on Python ints; `^ True` is right on ints, tensors and abstract scalars alike.
+        return self.mask(b, h, q_idx, kv_idx) ^ True
+
+    def __repr__(self) -> str:
+        return f"~{self.mask!r}" if self.mask._precedence >= self._precedence else f"~({self.mask!r})"
+
+
+class Func(Mask):
+    """A plain function as a mask; compared by identity, pickled by its importable name."""
+
+    fn: MaskMod
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.fn(b, h, q_idx, kv_idx)
+
+    def __repr__(self) -> str:
+        return getattr(self.fn, "__qualname__", None) or repr(self.fn)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # as Python does for functions
+
+    def __reduce__(self):
+        name = getattr(self.fn, "__qualname__", "")
+        if "<lambda>" in name or "<locals>" in name:
+            raise MaskTypeError(
+                f"pickle of {self!r}",
+                "a lambda or a local function has no importable name",
+                "Define it with `def` at the top of a module, or as a subclass of Mask.",
+            )
+        return Func, (self.fn,)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from _closure_tensors(self.fn)
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = torch.empty(0, device=device).device
+        if any(t.device != moved for t in _closure_tensors(self.fn)):
+            raise MaskTypeError(
+                f"{self!r}.to({str(device)!r})",
+                "the function captured a tensor that lives on another device, and a closure cannot be rewritten",
+                "Hold the tensor in a field of a Mask subclass, or build the function again from moved tensors.",
+            )
+        return self
+
+
+def mask_mod(fn: MaskMod) -> Mask:
+    """Wrap a plain function ``(b, h, q_idx, kv_idx) -> bool`` as a `Mask`; also a decorator.
+
+    Every entrance of the library does this by itself; call it to use ``& | ^ ~`` on two plain functions.
+
+    >>> @mask_mod
+    ... def diagonal(b, h, q_idx, kv_idx):
+    ...     return q_idx == kv_idx
+    >>> (~diagonal)(0, 0, 3, 3)
+    False
+
+    Raises:
+        MaskTypeError: ``fn`` is not callable, or cannot take four positional arguments.
+    """
+    return as_mask(fn)
+
+
+def as_mask(mask: MaskMod) -> Mask:
+    """``mask`` itself if it is a `Mask`, a callable wrapped in `Func`, an error for anything else."""
+    if isinstance(mask, Mask):
+        return mask
+    if not callable(mask):
+        raise MaskTypeError(
+            f"{spell(mask)} used as a mask",
+            f"it has type {type(mask).__name__} and is no callable (b, h, q_idx, kv_idx) -> bool",
+            "A precomputed table becomes a mask with `lambda b, h, q_idx, kv_idx: table[q_idx, kv_idx]`.",
+        )
+    if not torch.compiler.is_compiling():  # a signature cannot be inspected inside a graph, only by an eager caller
+        _check_signature(mask)
+    return Func(mask)
+
+
+def _check_signature(fn: MaskMod) -> None:
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # builtins hide theirs
+        return
+    try:
+        signature.bind(None, None, None, None)
+    except TypeError:
+        name = getattr(fn, "__name__", repr(fn))
+        todo = "Write a function of (b, h, q_idx, kv_idx)."
+        if (
+            not signature.parameters
+            or inspect.isclass(fn)
+            or (getattr(fn, "__module__", "") or "").startswith("maskmod")
+        ):
+            todo += f" If {name} builds a mask, call it: {name}(...)."
+        raise MaskTypeError(
+            f"{name} used as a mask", f"its signature is {name}{signature}, not four positional indices", todo
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------ sizes and devices
+
+
+def sizes_of(mask: Mask, B: int | None, H: int | None, q_len: int, kv_len: int) -> Sizes:
+    """Normalise and check the sizes that a reader was given (None for B or H means 1), and the mask against them."""
+    sizes = Sizes(1 if B is None else B, 1 if H is None else H, q_len, kv_len)
+    for name, size in zip(Sizes._fields, sizes, strict=True):
+        if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)):
+            raise MaskTypeError(f"{name}={spell(size)}", f"a {type(size).__name__} is not a size", "Pass an int.")
+        if known_true(size < 0):
+            raise MaskValueError(f"{name}={size}", "a size cannot be negative", "Pass zero or more.")
+    mask.check(*sizes)
+    return sizes
+
+
+def device_of(mask: Mask, device: torch.device | str | None) -> torch.device:
+    """``device``, or the one device of the mask's tensors, or torch's default device."""
+    if device is not None:
+        return torch.device(device)
+    tensors = list(mask.tensors())
+    devices = {t.device for t in tensors if t.dim()} or {t.device for t in tensors}
+    if len(devices) > 1:
+        raise MaskTypeError(
+            f"{mask!r} with device=None",
+            f"its tensors live on {' and '.join(sorted(map(str, devices)))}",
+            "Move them together with mask.to(device), or pass device=.",
+        )
+    return devices.pop() if devices else torch.get_default_device()

@@ -1,0 +1,246 @@
+"""Position is substitution: ``mask(b, h, pi(q_idx), sigma(kv_idx))``, one node, the predicate intact.
+
+Offsets, caches, paging, packing and shards are all written with `shift` and `remap`; `where` and `per_head` choose
+between masks. This module does not know what a cache is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from torch import Tensor
+
+from maskmod.algebra import Index, Mask, MaskMod, as_mask, known_true, spell
+from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError
+from maskmod.tables import check_row_count, check_row_scalar, check_table, check_table_sizes, look_up, row_scalar
+
+__all__ = ["IndexMap", "PerHead", "Remap", "Shift", "Where", "at_positions", "per_head", "remap", "shift", "where"]
+
+IndexMap: TypeAlias = Callable[[Index, Index], Index]
+"""A function ``(b, idx) -> idx`` from rows or columns to positions."""
+
+
+class Shift(Mask):
+    """See `shift`."""
+
+    mask: Mask
+    q_offset: int | Tensor
+    kv_offset: int | Tensor
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.mask(b, h, q_idx + row_scalar(self.q_offset, b), kv_idx + row_scalar(self.kv_offset, b))
+
+    def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
+        check_row_count(repr(self), self.q_offset, B)
+        check_row_count(repr(self), self.kv_offset, B)
+        self.mask.check(B, H, _end(q_len, self.q_offset), _end(kv_len, self.kv_offset))
+
+    def __repr__(self) -> str:
+        offsets = (("q_offset", self.q_offset), ("kv_offset", self.kv_offset))
+        written = (f", {name}={spell(offset)}" for name, offset in offsets if not _is_zero(offset))
+        return f"shift({self.mask!r}{''.join(written)})"
+
+
+def shift(mask: MaskMod, *, q_offset: int | Tensor = 0, kv_offset: int | Tensor = 0) -> Mask:
+    """The mask with its rows starting at position ``q_offset`` and its columns at ``kv_offset``.
+
+    Decoding at step t is ``shift(mask, q_offset=t)``; a bottom-right causal mask is
+    ``shift(causal(), q_offset=kv_len - q_len)`` (flash-attention; xformers' ``LowerTriangularFromBottomRightMask``).
+
+    Args:
+        q_offset, kv_offset: the position of row or column 0: int, or an integer tensor of shape (), (1,) or (B,). A
+            tensor
+            stays dynamic: new values never recompile.
+
+    >>> from maskmod import causal
+    >>> [kv for kv in range(6) if shift(causal(), q_offset=3)(0, 0, 0, kv)]
+    [0, 1, 2, 3]
+    """
+    mask = as_mask(mask)
+    for name, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
+        check_row_scalar(f"shift({mask!r}, {name}={spell(offset)})", offset)
+    return Shift(mask, q_offset, kv_offset)
+
+
+class Remap(Mask):
+    """See `remap`."""
+
+    mask: Mask
+    q: Tensor | IndexMap | None
+    kv: Tensor | IndexMap | None
+    valid: Tensor | None
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        q_position, q_in_range = _position(self.q, b, q_idx)
+        kv_position, kv_in_range = _position(self.kv, b, kv_idx)
+        visible = self.mask(b, h, q_position, kv_position)
+        for in_range in (q_in_range, kv_in_range):
+            if in_range is not None:
+                visible = visible & in_range
+        if self.valid is not None:
+            valid, in_range = look_up(self.valid, b, kv_idx)
+            visible = visible & (valid != 0) & in_range
+        return visible
+
+    def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
+        if isinstance(self.q, Tensor):
+            check_table_sizes(repr(self), self.q, B, q_len, "q_len")
+        if isinstance(self.kv, Tensor):
+            check_table_sizes(repr(self), self.kv, B, kv_len, "kv_len")
+        if self.valid is not None:
+            check_table_sizes(repr(self), self.valid, B, kv_len, "kv_len")
+        self.mask.check(B, H, q_len if self.q is None else None, kv_len if self.kv is None else None)
+
+    def __repr__(self) -> str:
+        maps = (("q", self.q), ("kv", self.kv), ("valid", self.valid))
+        written = (f", {name}={getattr(m, '__qualname__', None) or spell(m)}" for name, m in maps if m is not None)
+        return f"remap({self.mask!r}{''.join(written)})"
+
+
+def remap(
+    mask: MaskMod,
+    *,
+    q: Tensor | IndexMap | None = None,
+    kv: Tensor | IndexMap | None = None,
+    valid: Tensor | None = None,
+) -> Mask:
+    """The mask read through index maps: row i stands for position ``q[i]``, column j for position ``kv[j]``.
+
+    One operation for ring buffers, pages, permutations, tiles and shards. ``valid`` is over columns, not positions,
+    and is
+    ANDed last: a slot that was never written is hidden whatever the mask says of its stale position.
+
+    Args:
+        q, kv: integer tables (n,) or (B, n), or functions ``(b, idx) -> idx``; None leaves the index alone. An index
+            outside a table is hidden.
+        valid: bool or integers (nonzero is valid), shape (n,) or (B, n).
+
+    >>> import torch
+    >>> from maskmod import causal
+    >>> ring = torch.tensor([4, 5, 2, 3])  # slots of a ring buffer that holds positions 2..5
+    >>> [slot for slot in range(4) if remap(causal(), kv=ring)(0, 0, 4, slot)]
+    [0, 2, 3]
+    """
+    mask = as_mask(mask)
+    for name, table in (("q", q), ("kv", kv)):
+        if table is not None and (isinstance(table, Tensor) or not callable(table)):
+            check_table(f"remap({mask!r}, {name}={spell(table)})", table, holds="positions")
+    if valid is not None:
+        check_table(f"remap({mask!r}, valid={spell(valid)})", valid, holds="validity", booleans=True)
+    return Remap(mask, q, kv, valid)
+
+
+def at_positions(mask: MaskMod, cache_position: int | Tensor, q_len: int) -> Mask:
+    """The mask whose q_len rows are the queries at ``cache_position``: this step's part of a longer sequence.
+
+    Args:
+        cache_position: int, 0-d or (1,): the first query, the others follow it; (q_len,): every query, shared by the
+            batch; (B, 1): the first query of each row; (B, q_len): every query of each row.
+
+    Raises:
+        MaskShapeError: a tensor of any other shape.
+
+    >>> import torch
+    >>> from maskmod import causal
+    >>> step = at_positions(causal(), torch.tensor([7]), q_len=2)
+    >>> step(0, 0, 1, 8), step(0, 0, 1, 9)
+    (tensor(True), tensor(False))
+    """
+    mask = as_mask(mask)
+    written = f"cache_position={spell(cache_position)} with q_len={q_len}"
+    if not isinstance(cache_position, Tensor):
+        return shift(mask, q_offset=cache_position)
+    check_table(written, cache_position[None] if cache_position.dim() == 0 else cache_position, holds="positions")
+    shape = cache_position.shape
+    if cache_position.dim() == 0 or known_true(cache_position.dim() == 1 and shape[0] == 1):
+        return shift(mask, q_offset=cache_position)
+    if known_true(cache_position.dim() == 2 and shape[1] == 1) and not known_true(q_len == 1):
+        return shift(mask, q_offset=cache_position[:, 0])
+    if known_true(shape[-1] != q_len):
+        raise MaskShapeError(
+            written,
+            f"its last size {shape[-1]} is neither 1 nor q_len",
+            "Pass an int, (), (1,), (q_len,), (B, 1) or (B, q_len).",
+        )
+    return remap(mask, q=cache_position)
+
+
+class Where(Mask):
+    """See `where`."""
+
+    condition: Mask
+    a: Mask
+    b: Mask
+
+    _name = "where"
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        condition = self.condition(b, h, q_idx, kv_idx)
+        return (condition & self.a(b, h, q_idx, kv_idx)) | ((condition ^ True) & self.b(b, h, q_idx, kv_idx))
+
+
+def where(condition: MaskMod, a: MaskMod, b: MaskMod) -> Mask:
+    """The mask ``a`` where ``condition`` is True, ``b`` elsewhere; all three are predicates.
+
+    >>> from maskmod import causal, full
+    >>> half = where(lambda b, h, q_idx, kv_idx: h < 2, causal(), full())
+    >>> half(0, 0, 0, 5), half(0, 2, 0, 5)
+    (False, True)
+    """
+    return Where(as_mask(condition), as_mask(a), as_mask(b))
+
+
+class PerHead(Mask):
+    """See `per_head`."""
+
+    masks: tuple[Mask, ...]
+
+    _name = "per_head"
+
+    def __call__(self, b, h, q_idx, kv_idx):
+        visible = None
+        for mask in dict.fromkeys(self.masks):  # each distinct mask is evaluated once, for all its heads
+            here = None
+            for head, other in enumerate(self.masks):
+                if other == mask:
+                    here = h == head if here is None else here | (h == head)
+            part = here & mask(b, h, q_idx, kv_idx)
+            visible = part if visible is None else visible | part
+        return visible
+
+    def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
+        if H is not None and known_true(len(self.masks) != H):
+            raise MaskShapeError(
+                f"{self!r} on H={H}", f"{len(self.masks)} masks, {H} heads", f"Pass one mask for each of the {H} heads."
+            )
+        super().check(B, H, q_len, kv_len)
+
+
+def per_head(masks: Sequence[MaskMod]) -> Mask:
+    """Head i gets ``masks[i]``; as many masks as the heads it is read at.
+
+    >>> from maskmod import causal, sliding_window
+    >>> [kv for kv in range(5) if per_head([causal(), sliding_window(2)])(0, 1, 4, kv)]
+    [3, 4]
+    """
+    if callable(masks) or not isinstance(masks, Sequence):
+        raise MaskTypeError(f"per_head({masks!r})", f"a {type(masks).__name__}", "Pass a list of masks, one a head.")
+    if not masks:
+        raise MaskValueError("per_head([])", "no masks", "Pass one mask for each head.")
+    return PerHead(tuple(as_mask(mask) for mask in masks))
+
+
+def _position(index_map: Tensor | IndexMap | None, b: Index, idx: Index):
+    """``(position, in_range)``; in_range is None where the map has no end."""
+    if isinstance(index_map, Tensor):
+        return look_up(index_map, b, idx)
+    return (idx if index_map is None else index_map(b, idx)), None
+
+
+def _end(length: int | None, offset: int | Tensor) -> int | None:
+    return None if length is None or isinstance(offset, Tensor) else length + offset
+
+
+def _is_zero(offset: int | Tensor) -> bool:
+    return not isinstance(offset, Tensor) and known_true(offset == 0)

@@ -1,0 +1,78 @@
+"""Read a mask as a tensor, boolean or additive. This module decides how to evaluate, never what a mask means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskmod.algebra import MaskMod
+from maskmod.dense import vmap_mask
+from maskmod.errors import MaskTypeError, MaskValueError
+
+__all__ = ["additive_bias", "dense_mask"]
+
+
+def dense_mask(
+    mask: MaskMod,
+    B: int | None,
+    H: int | None,
+    q_len: int,
+    kv_len: int,
+    *,
+    device: torch.device | str | None = None,
+    method: str = "auto",
+) -> Tensor:
+    """The mask as bool ``(B, H, q_len, kv_len)``, True = visible; the same bits whatever the method.
+
+    The result may be an expanded view: an index that the predicate does not read has stride 0. Clone it before writing.
+
+    Args:
+        mask: any callable ``(b, h, q_idx, kv_idx) -> bool``.
+        B, H: sizes; None means 1.
+        device: None takes the device of the mask's own tensors, else torch's default.
+        method: "vmap", or "auto" for the fastest that applies.
+
+    >>> from maskmod import causal
+    >>> dense_mask(causal(), 1, 1, 2, 2).tolist()
+    [[[[True, False], [True, True]]]]
+    """
+    if method not in ("auto", "vmap"):
+        raise MaskValueError(f"dense_mask(method={method!r})", "no such method", 'Pass "auto" or "vmap".')
+    return vmap_mask(mask, B, H, q_len, kv_len, device=device)
+
+
+def additive_bias(
+    mask: MaskMod,
+    B: int | None,
+    H: int | None,
+    q_len: int,
+    kv_len: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str | None = None,
+    hidden: float | None = None,
+) -> Tensor:
+    """The mask as a bias to add to attention scores: 0 where visible, ``hidden`` elsewhere, ``(B, H, q_len, kv_len)``.
+
+    Built from the boolean by one `torch.where`; biases of two masks must never be added (two minima overflow to
+    -inf): combine the masks instead. A row that sees nothing gets ``hidden`` everywhere, which softmax turns into
+    uniform weights for the default and into NaN for -inf.
+
+    Args:
+        dtype: a floating dtype.
+        hidden: the value for hidden keys; None takes ``torch.finfo(dtype).min``.
+
+    >>> from maskmod import causal
+    >>> additive_bias(causal(), 1, 1, 2, 2, dtype=torch.float32, hidden=-1e9)[0, 0].tolist()
+    [[0.0, -1000000000.0], [0.0, 0.0]]
+    """
+    if not dtype.is_floating_point:
+        raise MaskTypeError(f"additive_bias(dtype={dtype})", "a bias is added to scores", "Pass a floating dtype.")
+    visible = dense_mask(mask, B, H, q_len, kv_len, device=device)
+    return bias_from_bool(visible, dtype, torch.finfo(dtype).min if hidden is None else hidden)
+
+
+def bias_from_bool(visible: Tensor, dtype: torch.dtype, hidden: float) -> Tensor:
+    """0 where visible, ``hidden`` elsewhere."""
+    zero = torch.zeros((), dtype=dtype, device=visible.device)
+    return torch.where(visible, zero, torch.full((), hidden, dtype=dtype, device=visible.device))
