@@ -501,4 +501,4 @@ def device_of(mask: Mask, device: torch.device | str | None) -> torch.device:
             f"its tensors live on {' and '.join(sorted(map(str, devices)))}",
             "Move them together with mask.to(device), or pass device=.",
         )
-    return devices.pop() if devices else torch.get_default_device()
+    return devices.pop() if devices else torch.empty(0).device  # torch.get_default_device does not trace

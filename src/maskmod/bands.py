@@ -53,7 +53,7 @@ def band_of(mask: Mask, q_len: int, kv_len: int) -> Band | None:
             return Band(None if left is None else -left, right)
         case Prefix(n=int(n)) | Sinks(n=int(n)) if known_true(n >= kv_len):
             return Band(None, None)
-        case Chunked(size=int(size), start=0) if known_true(size >= q_len) and known_true(size >= kv_len):
+        case Chunked(size=int(size), start=int(0)) if known_true(size >= q_len) and known_true(size >= kv_len):
             return Band(None, None)
         case Shift(mask=inner, q_offset=int(q_offset), kv_offset=int(kv_offset)):
             return _shifted(band_of(inner, q_len + q_offset, kv_len + kv_offset), q_offset - kv_offset)

@@ -22,14 +22,16 @@ class MaskError(Exception):
     """Base of every error that maskmod raises on purpose.
 
     Args:
-        written: what the caller wrote, as source text (``"sliding_window(0)"``).
+        written: what the caller wrote: source text (``"sliding_window(0)"``) or an object whose repr is that text. It
+            is spelled out only here: reprs do not trace, and most checks pass.
         seen: what was found there (``"a window of 0 keys"``).
         todo: what to write instead, as a sentence.
     """
 
     template: ClassVar[str] = "{written}: {seen}. {todo}"
 
-    def __init__(self, written: str, seen: str, todo: str):
+    def __init__(self, written: object, seen: str, todo: str):
+        written = str(written)
         super().__init__(written, seen, todo)
         self.written, self.seen, self.todo = written, seen, todo
 

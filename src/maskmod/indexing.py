@@ -28,12 +28,16 @@ class Shift(Mask):
     q_offset: int | Tensor
     kv_offset: int | Tensor
 
+    def __post_init__(self):
+        check_row_scalar(self, self.q_offset)
+        check_row_scalar(self, self.kv_offset)
+
     def __call__(self, b, h, q_idx, kv_idx):
         return self.mask(b, h, q_idx + row_scalar(self.q_offset, b), kv_idx + row_scalar(self.kv_offset, b))
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
-        check_row_count(repr(self), self.q_offset, B)
-        check_row_count(repr(self), self.kv_offset, B)
+        check_row_count(self, self.q_offset, B)
+        check_row_count(self, self.kv_offset, B)
         self.mask.check(B, H, _end(q_len, self.q_offset), _end(kv_len, self.kv_offset))
 
     def __repr__(self) -> str:
@@ -57,10 +61,7 @@ def shift(mask: MaskMod, *, q_offset: int | Tensor = 0, kv_offset: int | Tensor 
     >>> [kv for kv in range(6) if shift(causal(), q_offset=3)(0, 0, 0, kv)]
     [0, 1, 2, 3]
     """
-    mask = as_mask(mask)
-    for name, offset in (("q_offset", q_offset), ("kv_offset", kv_offset)):
-        check_row_scalar(f"shift({mask!r}, {name}={spell(offset)})", offset)
-    return Shift(mask, q_offset, kv_offset)
+    return Shift(as_mask(mask), q_offset, kv_offset)
 
 
 class Remap(Mask):
@@ -70,6 +71,13 @@ class Remap(Mask):
     q: Tensor | IndexMap | None
     kv: Tensor | IndexMap | None
     valid: Tensor | None
+
+    def __post_init__(self):
+        for table in (self.q, self.kv):
+            if table is not None and (isinstance(table, Tensor) or not callable(table)):
+                check_table(self, table, holds="positions")
+        if self.valid is not None:
+            check_table(self, self.valid, holds="validity", booleans=True)
 
     def __call__(self, b, h, q_idx, kv_idx):
         q_position, q_in_range = _position(self.q, b, q_idx)
@@ -85,11 +93,11 @@ class Remap(Mask):
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         if isinstance(self.q, Tensor):
-            check_table_sizes(repr(self), self.q, B, q_len, "q_len")
+            check_table_sizes(self, self.q, B, q_len, "q_len")
         if isinstance(self.kv, Tensor):
-            check_table_sizes(repr(self), self.kv, B, kv_len, "kv_len")
+            check_table_sizes(self, self.kv, B, kv_len, "kv_len")
         if self.valid is not None:
-            check_table_sizes(repr(self), self.valid, B, kv_len, "kv_len")
+            check_table_sizes(self, self.valid, B, kv_len, "kv_len")
         self.mask.check(B, H, q_len if self.q is None else None, kv_len if self.kv is None else None)
 
     def __repr__(self) -> str:
@@ -122,13 +130,7 @@ def remap(
     >>> [slot for slot in range(4) if remap(causal(), kv=ring)(0, 0, 4, slot)]
     [0, 2, 3]
     """
-    mask = as_mask(mask)
-    for name, table in (("q", q), ("kv", kv)):
-        if table is not None and (isinstance(table, Tensor) or not callable(table)):
-            check_table(f"remap({mask!r}, {name}={spell(table)})", table, holds="positions")
-    if valid is not None:
-        check_table(f"remap({mask!r}, valid={spell(valid)})", valid, holds="validity", booleans=True)
-    return Remap(mask, q, kv, valid)
+    return Remap(as_mask(mask), q, kv, valid)
 
 
 def at_positions(mask: MaskMod, cache_position: int | Tensor, q_len: int) -> Mask:
@@ -148,20 +150,18 @@ def at_positions(mask: MaskMod, cache_position: int | Tensor, q_len: int) -> Mas
     (tensor(True), tensor(False))
     """
     mask = as_mask(mask)
-    written = f"cache_position={spell(cache_position)} with q_len={q_len}"
-    if not isinstance(cache_position, Tensor):
+    if not isinstance(cache_position, Tensor) or cache_position.dim() == 0:
         return shift(mask, q_offset=cache_position)
-    check_table(written, cache_position[None] if cache_position.dim() == 0 else cache_position, holds="positions")
-    shape = cache_position.shape
-    if cache_position.dim() == 0 or known_true(cache_position.dim() == 1 and shape[0] == 1):
+    rank, last = cache_position.dim(), cache_position.shape[-1]
+    if rank == 1 and known_true(last == 1):
         return shift(mask, q_offset=cache_position)
-    if known_true(cache_position.dim() == 2 and shape[1] == 1) and not known_true(q_len == 1):
+    if rank == 2 and known_true(last == 1):
         return shift(mask, q_offset=cache_position[:, 0])
-    if known_true(shape[-1] != q_len):
+    if rank > 2 or known_true(last != q_len):
         raise MaskShapeError(
-            written,
-            f"its last size {shape[-1]} is neither 1 nor q_len",
-            "Pass an int, (), (1,), (q_len,), (B, 1) or (B, q_len).",
+            f"cache_position={spell(cache_position)} with q_len={q_len}",
+            "this shape says neither where the first query is nor where every query is",
+            f"Pass an int, or a tensor of shape (), (1,), ({q_len},), (B, 1) or (B, {q_len}).",
         )
     return remap(mask, q=cache_position)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskmod.algebra import Mask, spell
-from maskmod.errors import MaskShapeError
+from maskmod.errors import MaskTypeError
 from maskmod.tables import (
     check_count,
     check_row_count,
@@ -95,6 +95,9 @@ class SlidingWindow(Mask):
 
     _name = "sliding_window"
 
+    def __post_init__(self):
+        check_count(self, self.size)
+
     def __call__(self, b, h, q_idx, kv_idx):
         return (kv_idx <= q_idx) & (q_idx - kv_idx < self.size)
 
@@ -112,7 +115,6 @@ def sliding_window(n: int | Tensor) -> Mask:
     >>> [kv for kv in range(6) if sliding_window(3)(0, 0, 4, kv)]
     [2, 3, 4]
     """
-    check_count(f"sliding_window({spell(n)})", n)
     return SlidingWindow(n)
 
 
@@ -123,6 +125,11 @@ class Window(Mask):
     right: int | Tensor | None
 
     _name = "window"
+
+    def __post_init__(self):
+        for side in (self.left, self.right):
+            if side is not None:
+                check_count(self, side, least=0, unit="neighbours")
 
     def __call__(self, b, h, q_idx, kv_idx):
         if self.left is None:
@@ -141,9 +148,6 @@ def window(left: int | Tensor | None, right: int | Tensor | None) -> Mask:
     >>> [kv for kv in range(9) if window(2, 1)(0, 0, 4, kv)]
     [2, 3, 4, 5]
     """
-    for side in (left, right):
-        if side is not None:
-            check_count(f"window({spell(left)}, {spell(right)})", side, least=0, unit="neighbours")
     return Window(left, right)
 
 
@@ -155,12 +159,16 @@ class Chunked(Mask):
 
     _name = "chunked"
 
+    def __post_init__(self):
+        check_count(self, self.size)
+        check_row_scalar(self, self.start)
+
     def __call__(self, b, h, q_idx, kv_idx):
         start = row_scalar(self.start, b)
         return (q_idx - start) // self.size == (kv_idx - start) // self.size
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
-        check_row_count(repr(self), self.start, B)
+        check_row_count(self, self.start, B)
 
 
 def chunked(size: int | Tensor, *, start: int | Tensor = 0) -> Mask:
@@ -176,8 +184,6 @@ def chunked(size: int | Tensor, *, start: int | Tensor = 0) -> Mask:
     >>> [kv for kv in range(8) if chunked(3, start=1)(0, 0, 5, kv)]
     [4, 5, 6]
     """
-    check_count(f"chunked({spell(size)})", size)
-    check_row_scalar(f"chunked({spell(size)}, start={spell(start)})", start)
     return Chunked(size, start)
 
 
@@ -188,11 +194,17 @@ class Prefix(Mask):
 
     _name = "prefix"
 
+    def __post_init__(self):
+        if isinstance(self.n, Tensor):
+            check_row_scalar(self, self.n)
+        else:
+            check_count(self, self.n, least=0)
+
     def __call__(self, b, h, q_idx, kv_idx):
         return kv_idx < row_scalar(self.n, b)
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
-        check_row_count(repr(self), self.n, B)
+        check_row_count(self, self.n, B)
 
 
 def prefix(n: int | Tensor) -> Mask:
@@ -205,7 +217,6 @@ def prefix(n: int | Tensor) -> Mask:
     >>> (causal() | prefix(3))(0, 0, 0, 2)
     True
     """
-    _check_first_keys(f"prefix({spell(n)})", n)
     return Prefix(n)
 
 
@@ -215,6 +226,9 @@ class Sinks(Mask):
     n: int | Tensor
 
     _name = "sinks"
+
+    def __post_init__(self):
+        check_count(self, self.n, least=0)
 
     def __call__(self, b, h, q_idx, kv_idx):
         return kv_idx < self.n
@@ -229,7 +243,6 @@ def sinks(n: int | Tensor) -> Mask:
     >>> [kv for kv in range(9) if (causal() & (sliding_window(2) | sinks(1)))(0, 0, 6, kv)]
     [0, 5, 6]
     """
-    check_count(f"sinks({spell(n)})", n, least=0)
     return Sinks(n)
 
 
@@ -244,17 +257,23 @@ class Document(Mask):
 
     _name = "document"
 
+    def __post_init__(self):
+        check_table(self, self.q_ids)
+        check_table(self, self.kv_ids)
+
     def __call__(self, b, h, q_idx, kv_idx):
         q_id, q_in_range = look_up(self.q_ids, b, q_idx)
         kv_id, kv_in_range = look_up(self.kv_ids, b, kv_idx)
         return (q_id == kv_id) & q_in_range & kv_in_range
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
-        check_table_sizes(repr(self), self.q_ids, B, q_len, "q_len")
-        check_table_sizes(repr(self), self.kv_ids, B, kv_len, "kv_len")
+        check_table_sizes(self, self.q_ids, B, q_len, "q_len")
+        check_table_sizes(self, self.kv_ids, B, kv_len, "kv_len")
 
     def __repr__(self) -> str:
-        return _repr_tables("document", self.q_ids, self.kv_ids)
+        if self.q_ids is self.kv_ids:
+            return f"document({spell(self.q_ids)})"
+        return f"document({spell(self.q_ids)}, {spell(self.kv_ids)})"
 
 
 def document(q_ids: Tensor, kv_ids: Tensor | None = None) -> Mask:
@@ -271,11 +290,7 @@ def document(q_ids: Tensor, kv_ids: Tensor | None = None) -> Mask:
     >>> [kv for kv in range(5) if document(ids)(0, 0, 3, kv)]
     [3, 4]
     """
-    check_table(f"document({spell(q_ids)})", q_ids)
-    if kv_ids is None:
-        return Document(q_ids, q_ids)
-    check_table(f"document({spell(q_ids)}, {spell(kv_ids)})", kv_ids)
-    return Document(q_ids, kv_ids)
+    return Document(q_ids, q_ids if kv_ids is None else kv_ids)
 
 
 class Blockwise(Mask):
@@ -285,14 +300,17 @@ class Blockwise(Mask):
 
     _name = "blockwise"
 
+    def __post_init__(self):
+        check_table(self, self.ids)
+
     def __call__(self, b, h, q_idx, kv_idx):
         q_id, q_in_range = look_up(self.ids, b, q_idx)
         kv_id, kv_in_range = look_up(self.ids, b, kv_idx)
         return (q_id == kv_id) & (q_id != -1) & q_in_range & kv_in_range
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
-        check_table_sizes(repr(self), self.ids, B, q_len, "q_len")
-        check_table_sizes(repr(self), self.ids, B, kv_len, "kv_len")
+        check_table_sizes(self, self.ids, B, q_len, "q_len")
+        check_table_sizes(self, self.ids, B, kv_len, "kv_len")
 
 
 def blockwise(ids: Tensor) -> Mask:
@@ -308,7 +326,6 @@ def blockwise(ids: Tensor) -> Mask:
     >>> [kv for kv in range(4) if blockwise(ids)(0, 0, 1, kv)], [kv for kv in range(4) if blockwise(ids)(0, 0, 0, kv)]
     ([1, 2], [])
     """
-    check_table(f"blockwise({spell(ids)})", ids)
     return Blockwise(ids)
 
 
@@ -319,12 +336,15 @@ class KeyPadding(Mask):
 
     _name = "key_padding"
 
+    def __post_init__(self):
+        check_table(self, self.valid, holds="validity", booleans=True)
+
     def __call__(self, b, h, q_idx, kv_idx):
         valid, in_range = look_up(self.valid, b, kv_idx)
         return (valid != 0) & in_range
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
-        check_table_sizes(repr(self), self.valid, B, kv_len, "kv_len")
+        check_table_sizes(self, self.valid, B, kv_len, "kv_len")
 
 
 class KeyLengths(Mask):
@@ -334,11 +354,17 @@ class KeyLengths(Mask):
 
     _name = "key_padding"
 
+    def __post_init__(self):
+        if self.lengths.dtype == torch.bool:
+            seen = "a 1-D bool could be one row of validity or B flags"
+            raise MaskTypeError(self, seen, "Pass validity as (B, n): x[None] for one row.")
+        check_table(self, self.lengths, holds="lengths")
+
     def __call__(self, b, h, q_idx, kv_idx):
         return (kv_idx >= 0) & (kv_idx < row_scalar(self.lengths, b))
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
-        check_row_count(repr(self), self.lengths, B)
+        check_row_count(self, self.lengths, B)
 
 
 def key_padding(x: Tensor) -> Mask:
@@ -355,22 +381,4 @@ def key_padding(x: Tensor) -> Mask:
     >>> [kv for kv in range(4) if key_padding(lengths)(1, 0, 0, kv)]
     [0, 1, 2]
     """
-    written = f"key_padding({spell(x)})"
-    if isinstance(x, Tensor) and x.dim() == 1 and x.dtype == torch.bool:
-        raise MaskShapeError(
-            written, "a 1-D bool could be one row or B flags", "Pass validity as (B, n): x[None] for one row."
-        )
-    check_table(written, x, holds="validity", booleans=True)
-    return KeyLengths(x) if x.dim() == 1 else KeyPadding(x)
-
-
-def _check_first_keys(written: str, n: object) -> None:
-    if isinstance(n, Tensor):
-        check_row_scalar(written, n)
-    else:
-        check_count(written, n, least=0)
-
-
-def _repr_tables(name: str, q_table: Tensor, kv_table: Tensor) -> str:
-    tables = (q_table,) if q_table is kv_table else (q_table, kv_table)
-    return f"{name}({', '.join(map(spell, tables))})"
+    return KeyLengths(x) if isinstance(x, Tensor) and x.dim() == 1 else KeyPadding(x)

@@ -43,7 +43,7 @@ def row_scalar(value: int | Tensor, b: Index) -> Any:
     return value
 
 
-def check_count(written: str, value: Any, *, least: int = 1, unit: str = "keys") -> None:
+def check_count(written: object, value: Any, *, least: int = 1, unit: str = "keys") -> None:
     """A static number of at least ``least``, or a 0-d integer tensor, whose value is nobody's business."""
     if isinstance(value, Tensor):
         if value.dim() or not _is_integer(value):
@@ -56,7 +56,7 @@ def check_count(written: str, value: Any, *, least: int = 1, unit: str = "keys")
         raise MaskValueError(written, f"{value} {unit}", f"Pass {least} or more.")
 
 
-def check_row_scalar(written: str, value: Any) -> None:
+def check_row_scalar(written: object, value: Any) -> None:
     """An int, or an integer tensor of shape (), (1,) or (B,)."""
     if isinstance(value, Tensor):
         if value.dim() > 1:
@@ -69,7 +69,7 @@ def check_row_scalar(written: str, value: Any) -> None:
         raise MaskTypeError(written, f"a {type(value).__name__}", "Pass an int or an integer tensor.")
 
 
-def check_row_count(written: str, value: Any, B: int | None) -> None:
+def check_row_count(written: object, value: Any, B: int | None) -> None:
     """A per-row tensor ``(B,)`` against the batch size it is read at."""
     if isinstance(value, Tensor) and value.dim() == 1 and B is not None:
         rows = value.shape[0]
@@ -77,7 +77,7 @@ def check_row_count(written: str, value: Any, B: int | None) -> None:
             raise MaskShapeError(written, f"{rows} rows, {B} needed", f"Pass one value, or B={B} of them.")
 
 
-def check_table(written: str, table: Any, *, holds: str = "ids", booleans: bool = False) -> None:
+def check_table(written: object, table: Any, *, holds: str = "ids", booleans: bool = False) -> None:
     """A tensor of shape (n,) or (B, n) that holds integers, or booleans where these have a meaning."""
     if not isinstance(table, Tensor):
         raise MaskTypeError(written, f"a {type(table).__name__}", f"Pass a tensor of {holds}, shape (n,) or (B, n).")
@@ -88,7 +88,7 @@ def check_table(written: str, table: Any, *, holds: str = "ids", booleans: bool 
         raise MaskShapeError(written, f"a {table.dim()}-d tensor", f"Pass {holds} of shape (n,) or (B, n).")
 
 
-def check_table_sizes(written: str, table: Tensor, B: int | None, length: int | None, name: str) -> None:
+def check_table_sizes(written: object, table: Tensor, B: int | None, length: int | None, name: str) -> None:
     """A table against the batch size and the length it is read at; lengths that are not static are let through."""
     if length is not None and known_true(table.shape[-1] < length):
         raise MaskShapeError(

@@ -50,7 +50,9 @@ def lower(
     mask: Mask, sizes: Sizes, *, dtype: torch.dtype, device: torch.device | None, empty_rows: str = "keep"
 ) -> EagerArgs:
     # A row of minima is a row of uniform weights: "keep" and "uniform" are the same bias.
-    return EagerArgs(additive_bias(mask, *sizes, dtype=dtype, device=device), f"a {dtype} bias for {mask!r}")
+    return EagerArgs(
+        additive_bias(mask, *sizes, dtype=dtype, device=device), "a bias: the reference adds it to the scores"
+    )
 
 
 def attend(

@@ -41,7 +41,7 @@ def lower(
             'Use backend="sdpa" or "eager", or attention(..., empty_rows="uniform").',
         )
     blocks = create_block_mask(mask, *sizes, device=device)  # pyright: ignore[reportArgumentType]
-    return FlexArgs(blocks, f"blocks of {blocks.BLOCK_SIZE} of {mask!r}")
+    return FlexArgs(blocks, f"a table of blocks of {blocks.BLOCK_SIZE}")
 
 
 def attend(

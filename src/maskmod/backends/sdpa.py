@@ -37,9 +37,9 @@ def maskless(mask: Mask, sizes: Sizes) -> SdpaArgs | None:
     if band is None or known_true(kv_len == 0):
         return None
     if band.is_full(q_len, kv_len):
-        return SdpaArgs(None, False, f"{mask!r} hides nothing at q_len={q_len}, kv_len={kv_len}: no mask needed")
+        return SdpaArgs(None, False, "structure and static lengths prove that it hides nothing: no mask")
     if band.is_causal(q_len):
-        return SdpaArgs(None, True, f"{mask!r} is top-left causal at q_len={q_len}: the flag needs no mask")
+        return SdpaArgs(None, True, "structure and static lengths prove it top-left causal: the flag, no mask")
     return None
 
 
@@ -52,7 +52,7 @@ def lower(
     visible = dense_mask(mask, *sizes, device=device)
     if empty_rows == "keep":
         return SdpaArgs(
-            visible, False, f"structure and static lengths do not prove {mask!r} causal or full: dense bool"
+            visible, False, "structure and static lengths prove it neither causal nor full: a dense boolean"
         )
     if dtype == torch.float16:
         raise UnsupportedMask(
@@ -61,7 +61,7 @@ def lower(
             'Use dtype=bfloat16 or float32, backend "eager", or attention(..., empty_rows="uniform").',
         )
     bias = bias_from_bool(visible, dtype, torch.finfo(dtype).min)
-    return SdpaArgs(bias, False, f"a {dtype} bias: rows of minima are rows of uniform weights")
+    return SdpaArgs(bias, False, "a bias: a row of minima is a row of uniform weights")
 
 
 def attend(
