@@ -40,8 +40,9 @@ def register_backend(
     attend: Callable[..., Tensor],
     refuse: Callable[[Mask, Request], str | None] = lambda mask, request: None,
 ) -> None:
-    """Add a backend; see `maskmod.backends.Backend` for the three functions. `select_backend` does not choose it by
-    itself.
+    """Add a backend, made of the three functions that `maskmod.backends.Backend` describes.
+
+    `attention` and `lower` take it by name; `select_backend` does not choose it by itself.
 
     Raises:
         BackendError: the name is taken.
@@ -99,8 +100,7 @@ def select_backend(
     requires_grad: bool = False,
     enable_gqa: bool = False,
 ) -> Choice:
-    """Which backend `attention` takes for this call, why, and why not the others. Decided from structure and sizes
-    alone.
+    """Which backend `attention` takes for this call, why, and why not the others: from structure and sizes alone.
 
     SDPA's fused kernels win wherever they need no mask. With one, flex wins on GPUs for long queries, and anywhere
     once a dense mask would pass 1 GiB; else SDPA.

@@ -2,8 +2,7 @@
 
 Softmax over no keys is 0/0. Kernels answer NaN, zeros or a uniform average, and NaN spreads to whole models through the
 backward pass. Here such a row is opened to every key before the kernel runs, so that no NaN is ever made, and its
-output is
-replaced afterwards: by zeros, or by the mean of all values ("uniform").
+output is replaced afterwards: by zeros, or by the mean of all values ("uniform").
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 
 from maskmod.algebra import known_true
-from maskmod.errors import MaskValueError
+from maskmod.errors import MaskValueError, UnsupportedMask
 
-__all__ = ["check_policy", "fill_empty_rows"]
+__all__ = ["check_absorbs", "check_policy", "fill_empty_rows"]
 
 
 def check_policy(written: str, policy: str, known: tuple[str, ...]) -> None:
@@ -23,6 +22,16 @@ def check_policy(written: str, policy: str, known: tuple[str, ...]) -> None:
             f"{written}(empty_rows={policy!r})",
             "no such policy for rows that see nothing",
             f"Pass one of {list(known)}.",
+        )
+
+
+def check_absorbs(written: str, dtype: torch.dtype) -> None:
+    """Refuse "uniform" for a bias whose minimum does not absorb the scores it is added to."""
+    if dtype == torch.float16:
+        raise UnsupportedMask(
+            f'{written}, dtype=float16, empty_rows="uniform")',
+            "float16's minimum, -65504, does not absorb the scores, so the weights would not be uniform",
+            'Use dtype=bfloat16 or float32, or attention(..., empty_rows="uniform").',
         )
 
 

@@ -54,8 +54,7 @@ def shift(mask: MaskMod, *, q_offset: int | Tensor = 0, kv_offset: int | Tensor 
 
     Args:
         q_offset, kv_offset: the position of row or column 0: int, or an integer tensor of shape (), (1,) or (B,). A
-            tensor
-            stays dynamic: new values never recompile.
+            tensor stays dynamic: new values never recompile.
 
     >>> from maskmod import causal
     >>> [kv for kv in range(6) if shift(causal(), q_offset=3)(0, 0, 0, kv)]
@@ -116,8 +115,7 @@ def remap(
     """The mask read through index maps: row i stands for position ``q[i]``, column j for position ``kv[j]``.
 
     One operation for ring buffers, pages, permutations, tiles and shards. ``valid`` is over columns, not positions,
-    and is
-    ANDed last: a slot that was never written is hidden whatever the mask says of its stale position.
+    and is ANDed last: a slot that was never written is hidden whatever the mask says of its stale position.
 
     Args:
         q, kv: integer tables (n,) or (B, n), or functions ``(b, idx) -> idx``; None leaves the index alone. An index

@@ -253,25 +253,26 @@ class Document(Mask):
     """See `document`."""
 
     q_ids: Tensor
-    kv_ids: Tensor
+    kv_ids: Tensor | None  # None: the queries' ids serve both sides
 
     _name = "document"
 
     def __post_init__(self):
         check_table(self, self.q_ids)
-        check_table(self, self.kv_ids)
+        if self.kv_ids is not None:
+            check_table(self, self.kv_ids)
 
     def __call__(self, b, h, q_idx, kv_idx):
         q_id, q_in_range = look_up(self.q_ids, b, q_idx)
-        kv_id, kv_in_range = look_up(self.kv_ids, b, kv_idx)
+        kv_id, kv_in_range = look_up(self.q_ids if self.kv_ids is None else self.kv_ids, b, kv_idx)
         return (q_id == kv_id) & q_in_range & kv_in_range
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_table_sizes(self, self.q_ids, B, q_len, "q_len")
-        check_table_sizes(self, self.kv_ids, B, kv_len, "kv_len")
+        check_table_sizes(self, self.q_ids if self.kv_ids is None else self.kv_ids, B, kv_len, "kv_len")
 
     def __repr__(self) -> str:
-        if self.q_ids is self.kv_ids:
+        if self.kv_ids is None:
             return f"document({spell(self.q_ids)})"
         return f"document({spell(self.q_ids)}, {spell(self.kv_ids)})"
 
@@ -290,7 +291,7 @@ def document(q_ids: Tensor, kv_ids: Tensor | None = None) -> Mask:
     >>> [kv for kv in range(5) if document(ids)(0, 0, 3, kv)]
     [3, 4]
     """
-    return Document(q_ids, q_ids if kv_ids is None else kv_ids)
+    return Document(q_ids, kv_ids)
 
 
 class Blockwise(Mask):
@@ -316,7 +317,7 @@ class Blockwise(Mask):
 def blockwise(ids: Tensor) -> Mask:
     """Each query sees the keys of its own span; -1 is in no span, and sees and shows nothing.
 
-    Image spans in a causal text are ``causal() | blockwise(image_ids)`` (Gemma 3, transformers'
+    Image spans in a causal text are ``causal() | blockwise(image_ids)`` (Gemma 3; transformers calls the ids
     ``block_sequence_ids``).
 
     Args:

@@ -56,8 +56,9 @@ def lengths_from_cu_seqlens(cu_seqlens: Tensor) -> Tensor:
 
 
 def document_ids_from_cu_seqlens(cu_seqlens: Tensor, *, total: int | None = None) -> Tensor:
-    """The document number of each of ``total`` tokens, int64 (total,) or (B, total); -1 for tokens after the last
-    document.
+    """The document number of each of ``total`` tokens, int64 (total,) or (B, total).
+
+    Tokens after the last document get -1.
 
     >>> document_ids_from_cu_seqlens(torch.tensor([0, 3, 5]), total=6).tolist()
     [0, 0, 0, 1, 1, -1]
@@ -107,8 +108,9 @@ def position_ids_from_document_ids(document_ids: Tensor) -> Tensor:
 
 
 def lengths_from_document_ids(document_ids: Tensor, *, num_documents: int | None = None) -> Tensor:
-    """Tokens of each run of equal ids, int32 (D,) or (B, D); runs of -1 are not documents; rows with fewer end in
-    zeros.
+    """Tokens of each run of equal ids, int32 (D,) or (B, D).
+
+    A run of -1 is no document; a row with fewer documents than another ends in zeros.
 
     >>> lengths_from_document_ids(torch.tensor([0, 0, 0, 1, 1, -1])).tolist()
     [3, 2]
@@ -134,8 +136,9 @@ def cu_seqlens_from_document_ids(document_ids: Tensor, *, num_documents: int | N
 
 
 def position_ids_from_cu_seqlens(cu_seqlens: Tensor, *, total: int | None = None) -> Tensor:
-    """Each token's position in its document, int64 (total,) or (B, total); tokens after the last one count from 0
-    again.
+    """Each token's position in its document, int64 (total,) or (B, total).
+
+    Tokens after the last document count from 0 again.
 
     >>> position_ids_from_cu_seqlens(torch.tensor([0, 3, 5])).tolist()
     [0, 1, 2, 0, 1]

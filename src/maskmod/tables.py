@@ -1,8 +1,7 @@
-"""Integer and boolean tables indexed by position: how they are checked, and how they are read without going out of
-range.
+"""Tables indexed by position: how they are checked, and how they are read without going out of range.
 
-A table is ``(n,)``, shared by the batch, or ``(B, n)``, one row per batch element. Offsets and other per-row scalars
-are an int, a 0-d tensor, ``(1,)`` or ``(B,)``. This module does not know what the numbers mean.
+A table holds integers or booleans: ``(n,)``, shared by the batch, or ``(B, n)``, one row per batch element. Offsets and
+other per-row scalars are an int, a 0-d tensor, ``(1,)`` or ``(B,)``. This module does not know what the numbers mean.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskmod.algebra import Mask, Sizes
 from maskmod.backends import Backend, Request
-from maskmod.empty_rows import fill_empty_rows
+from maskmod.empty_rows import check_absorbs, fill_empty_rows
 from maskmod.readers import additive_bias
 
 __all__ = ["BACKEND", "EagerArgs", "eager_attention"]
@@ -29,27 +29,25 @@ class EagerArgs(NamedTuple):
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, *, attn_bias: Tensor, scale: float | None = None, enable_gqa: bool = False
 ) -> Tensor:
-    """``softmax(q @ k.T * scale + attn_bias) @ v``; the softmax in float32 or better, a hidden key with weight
-    exactly 0.
+    """``softmax(q @ k.T * scale + attn_bias) @ v``, the softmax in float32 or better.
 
     Shapes: q (B, Hq, q_len, D), k (B, Hkv, kv_len, D), v (B, Hkv, kv_len, Dv) -> (B, Hq, q_len, Dv). A row whose bias
-    is the minimum everywhere gets uniform weights.
+    is ``finfo.min`` everywhere gets uniform weights (not in float16, whose minimum does not absorb the scores).
     """
     if enable_gqa:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     wide = torch.promote_types(q.dtype, torch.float32)
-    # Clamped to the wide minimum, a narrow one absorbs every score: float16's -65504 alone would not.
-    bias = torch.where(attn_bias == 0, attn_bias.to(wide), torch.finfo(wide).min)
-    scores = (q @ k.transpose(-2, -1)).to(wide) * factor + bias
+    scores = (q @ k.transpose(-2, -1)).to(wide) * factor + attn_bias
     return (scores.softmax(-1).to(v.dtype) @ v).to(q.dtype)
 
 
 def lower(
     mask: Mask, sizes: Sizes, *, dtype: torch.dtype, device: torch.device | None, empty_rows: str = "keep"
 ) -> EagerArgs:
-    # A row of minima is a row of uniform weights: "keep" and "uniform" are the same bias.
+    if empty_rows == "uniform":  # a row of minima is one of uniform weights: the bias itself is the same as for "keep"
+        check_absorbs('lower(mask, "eager"', dtype)
     return EagerArgs(
         additive_bias(mask, *sizes, dtype=dtype, device=device), "a bias: the reference adds it to the scores"
     )

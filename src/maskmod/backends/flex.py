@@ -79,9 +79,8 @@ def refuse(mask: Mask, request: Request) -> str | None:
 def _compiled(structure: tuple, device_type: str):
     """A compiled flex_attention for one structure of mask: uncompiled, flex materialises the scores, and says so.
 
-    A wrapper serves one structure because Dynamo keeps eight graphs a code object and then runs eagerly; here it
-    raises instead.
-    CPU compiles for static shapes: its code generator corrupts symbolic ones when a mask captures tensors.
+    A wrapper serves one structure because Dynamo keeps eight graphs a code object and then runs eagerly; with fullgraph
+    it raises instead. CPU compiles for static shapes: its code generator corrupts symbolic ones.
     """
     return torch.compile(
         flex_attention,

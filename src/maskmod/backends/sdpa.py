@@ -11,8 +11,7 @@ from torch import Tensor
 from maskmod.algebra import Mask, Sizes, known_true
 from maskmod.backends import Backend, Request
 from maskmod.bands import band_of
-from maskmod.empty_rows import fill_empty_rows
-from maskmod.errors import UnsupportedMask
+from maskmod.empty_rows import check_absorbs, fill_empty_rows
 from maskmod.readers import bias_from_bool, dense_mask
 
 __all__ = ["BACKEND", "SdpaArgs"]
@@ -54,12 +53,7 @@ def lower(
         return SdpaArgs(
             visible, False, "structure and static lengths prove it neither causal nor full: a dense boolean"
         )
-    if dtype == torch.float16:
-        raise UnsupportedMask(
-            f'lower({mask!r}, "sdpa", dtype=float16, empty_rows="uniform")',
-            "float16's minimum, -65504, does not absorb the scores, so the weights would not be uniform",
-            'Use dtype=bfloat16 or float32, backend "eager", or attention(..., empty_rows="uniform").',
-        )
+    check_absorbs('lower(mask, "sdpa"', dtype)
     bias = bias_from_bool(visible, dtype, torch.finfo(dtype).min)
     return SdpaArgs(bias, False, "a bias: a row of minima is a row of uniform weights")
 
