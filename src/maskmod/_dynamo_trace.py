@@ -1,7 +1,7 @@
-"""Reads Dynamo: the structured trace it writes while it compiles (the stream ``tlparse`` reads), and its memory.
+"""Reads the structured trace that Dynamo writes while it compiles, and hides and restores Dynamo's memory.
 
-This module knows nothing about masks, and compiles and calls nothing itself. It is the one place that holds torch's
-private names and message formats for :mod:`maskmod.testing`.
+The trace is the stream that ``tlparse`` reads. This module knows nothing about masks, and compiles and calls
+nothing. For :mod:`maskmod.testing` it is the one place that holds torch's private names and message formats.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from torch._dynamo import utils as dynamo_utils
 
 __all__ = ["GraphBreak", "GraphReport", "Recompile", "Trace", "blank_dynamo", "listening"]
 
+
 @dataclass(frozen=True)
 class GraphBreak:
-    """One place where Dynamo left the graph. File, line, function and code are the user's, never torch's own."""
+    """One place where Dynamo left the graph: the innermost line of the user's, never one of torch's own."""
 
     reason: str
     file: str
@@ -42,9 +43,9 @@ class GraphBreak:
 class Recompile:
     """One time that Dynamo had graphs for a function and none fitted.
 
-    ``guards`` holds one line for each of those graphs: the guard that failed and, in :func:`count_graphs`, the inputs
-    that changed. ``call`` counts from 1; it is 0 in :func:`watch_graphs`, which sees no calls. ``refused`` means that the
-    recompile limit was reached: no graph was made, and Dynamo went on eagerly without a word.
+    ``guards`` holds one line for each of those graphs, newest first: the guard that failed and, in
+    ``count_graphs``, the inputs that changed. ``call`` counts from 1; it is 0 in ``watch_graphs``, which sees
+    no calls. ``refused``: the recompile limit was reached, no graph was made, and Dynamo went on eagerly.
     """
 
     function: str
@@ -59,7 +60,7 @@ class Recompile:
         if self.file:
             where += f" ({self.file}:{self.line})"
         limit = f"; refused, torch._dynamo.config.recompile_limit is {torch._dynamo.config.recompile_limit}"
-        more = [f"and {len(self.guards) - 3} earlier graphs"] * (len(self.guards) > 3)
+        more = [f"and {len(self.guards) - 3} more"] * (len(self.guards) > 3)
         return "\n    ".join([where + limit * self.refused, *self.guards[:3], *more])
 
 
@@ -71,9 +72,9 @@ class GraphReport:
         graphs: graphs compiled.
         breaks: every distinct graph break.
         recompiles: every recompile, refused ones included.
-        eager_calls: calls (from 1) in which no graph ran, past the recompile limit or because a break made Dynamo skip
-            the function. Calls are known in :func:`count_graphs` only.
-        frames: functions, and rests of functions after a break, that Dynamo traced. 0: it never tried.
+        eager_calls: calls (from 1) in which no graph ran, past the recompile limit or because a break made
+            Dynamo skip the function. Calls are known in ``count_graphs`` only.
+        frames: functions, and rests of functions after a break, that Dynamo traced.
     """
 
     graphs: int = 0
@@ -83,13 +84,13 @@ class GraphReport:
     frames: int = 0
 
     def __str__(self) -> str:
-        lines = [f"graphs: {self.graphs}, graph breaks: {len(self.breaks)}, recompiles: {len(self.recompiles)}"]
+        counts = len(self.breaks), len(self.recompiles)
+        lines = ["graphs: {}, graph breaks: {}, recompiles: {}".format(self.graphs, *counts)]
         lines += [indent(f"graph break: {each}", "  ") for each in self.breaks]
         lines += [indent(f"recompile: {each}", "  ") for each in self.recompiles]
         if self.eager_calls:
-            lines.append(f"  calls that ran eagerly, without any graph: {', '.join(map(str, self.eager_calls))}")
+            lines.append(f"  calls that ran eagerly, without any graph: {self.eager_calls}")
         return "\n".join(lines)
-
 
 
 @contextmanager
@@ -105,9 +106,10 @@ def blank_dynamo(backend: Callable) -> Iterator[None]:
         yield
     finally:
         pgo._CODE_STATE, pgo._INIT_CODE_STATE = profiles
-        for ledger, saved in ((dynamo_utils.counters, counters), (dynamo_utils.guard_failures, failures)):
-            ledger.clear()
-            ledger.update(saved)
+        dynamo_utils.counters.clear()
+        dynamo_utils.counters.update(counters)
+        dynamo_utils.guard_failures.clear()
+        dynamo_utils.guard_failures.update(failures)
         del dynamo_utils.graph_break_reasons[breaks:]
         eval_frame.cached_backends.pop(id(backend), None)
         # Code that Dynamo had not met before the block holds no graphs but ours.
@@ -121,11 +123,13 @@ def blank_dynamo(backend: Callable) -> Iterator[None]:
 @contextmanager
 def listening() -> Iterator[Trace]:
     trace, logger = Trace(), logging.getLogger("torch.__trace")
+    propagate, logger.propagate = logger.propagate, False  # pytest would print every record of a failing test
     logger.addHandler(trace)
     try:
         yield trace
     finally:
         logger.removeHandler(trace)
+        logger.propagate = propagate
 
 
 class Trace(logging.Handler):
@@ -160,7 +164,7 @@ class Trace(logging.Handler):
             self._add_break(payload)
         elif kind == "recompile_reasons":
             self._add_recompile(payload, compile_id, self.places.get(frame, ("a function", "", 0)))
-        elif kind == "compilation_metrics" and "co_name" in about:
+        elif kind == "compilation_metrics" and about.get("co_name"):
             function, file, line = about["co_name"], about["co_filename"], about["co_firstlineno"]
             file = "" if file == _NOT_THE_USERS[1] else file
             self.places[frame] = function, file, line
@@ -184,10 +188,10 @@ class Trace(logging.Handler):
         reason = reason.partition("Graph Break Reason: ")[2] or reason
         # Dynamo leads with which bytecode it was at and ends with notes for its own developers.
         reason = re.sub(r"\A(Encountered|Failed to handle) .*?:\n\n", "", reason, flags=re.DOTALL)
-        reason = re.sub(r"\n\s*(Developer debug context:|For more details|User code).*", "", reason, flags=re.DOTALL)
+        reason = re.sub(r"\n\s*(Developer debug context:|For more details).*", "", reason, flags=re.DOTALL)
         found = GraphBreak(re.sub(r"\n\s*\n", "\n", reason).strip(), *_users_frame(stack))
-        if not any((found.file, found.line, found.reason) == (b.file, b.line, b.reason) for b in self.report.breaks):
-            self.report.breaks.append(found)  # seen again when the function is compiled again
+        if found not in self.report.breaks:  # every recompile of the function meets it again
+            self.report.breaks.append(found)
 
     def _guard(self, reason: str) -> str:
         text, _, stack = reason.partition("\nUser stack trace:\n")
@@ -201,8 +205,11 @@ class Trace(logging.Handler):
         if compile_id not in self.call_of:
             return ""  # a graph of the user's own compiled function, under another backend
         earlier, now = self.inputs[self.call_of[compile_id]], self.inputs[-1]
-        changed = [f"{k}: {earlier.get(k, 'absent')} -> {now.get(k, 'absent')}" for k in {**earlier, **now}
-                   if earlier.get(k) != now.get(k)]
+        changed = [
+            f"{name}: {earlier.get(name, 'absent')} -> {now.get(name, 'absent')}"
+            for name in {**earlier, **now}
+            if earlier.get(name) != now.get(name)
+        ]
         changes = f" [{'; '.join(changed[:8])}]" if changed else ""
         return f"not the graph of call {self.call_of[compile_id]}: {text}{changes}"
 
@@ -215,7 +222,7 @@ _FRAME = re.compile(r'^ *File "(.+?)", line (\d+), in (.+)\n?(?: +(.+))?', re.MU
 
 
 def _users_frame(stack: str) -> tuple[str, int, str, str]:
-    """File, line, function and code of the innermost frame that is neither torch's nor that of the assertion."""
+    """File, line, function and code of the innermost frame that is neither torch's nor an assertion's."""
     stack = stack.partition("\n\n")[0]  # an internal traceback of Dynamo follows
     frames = _FRAME.findall(stack) or [("unknown file", "0", "unknown function", "")]
     users = [frame for frame in frames if not frame[0].startswith(_NOT_THE_USERS)]

@@ -34,8 +34,8 @@ __all__ = [
 def assert_no_graph_breaks(fn: Callable, *args: Any, dynamic: bool | None = None, **kwargs: Any) -> None:
     """Fail unless ``fn(*args, **kwargs)`` compiles without a graph break; the message names every break.
 
-    ``fn`` and ``dynamic`` are those of :func:`count_graphs`. Use ``functools.partial`` for a ``fn`` that itself takes a
-    keyword ``dynamic``.
+    ``fn`` and ``dynamic`` are those of :func:`count_graphs`. Use ``functools.partial`` for a ``fn`` that
+    itself takes a keyword ``dynamic``.
 
     Raises:
         AssertionError: with each break's reason and the file and line of the code that caused it.
@@ -47,15 +47,15 @@ def assert_no_graph_breaks(fn: Callable, *args: Any, dynamic: bool | None = None
     report = _count(fn, [(args, kwargs)], dynamic)
     if report.breaks or not report.frames:
         raise AssertionError(
-            f"assert_no_graph_breaks({_name(fn)}, ...): {_seen(report)}. Compute in tensors what the lines below read "
-            f"back into Python, or do it outside the compiled function.\n{report}"
+            f"assert_no_graph_breaks({_name(fn)}, ...): {_seen(report)}. Compute in tensors what is read "
+            f"back into Python below, or do it outside the compiled function.\n{report}"
         )
 
 
 def assert_max_graphs(
     fn: Callable, calls: Sequence[tuple], max_graphs: int = 1, *, dynamic: bool | None = None
 ) -> None:
-    """Fail if calling ``fn`` with every argument tuple of ``calls`` in turn takes more than ``max_graphs`` graphs.
+    """Fail if calling ``fn`` with each argument tuple of ``calls`` takes more than ``max_graphs`` graphs.
 
     A call that ran eagerly fails too, however few the graphs. ``fn``, ``calls`` and ``dynamic`` are those of
     :func:`count_graphs`.
@@ -71,23 +71,24 @@ def assert_max_graphs(
     report = count_graphs(fn, calls, dynamic=dynamic)
     if report.graphs > max_graphs or report.eager_calls or not report.frames:
         raise AssertionError(
-            f"assert_max_graphs({_name(fn)}, {len(calls)} calls, max_graphs={max_graphs}): {_seen(report)}. Keep changing "
-            f"values in tensors, and changing lengths dynamic (dynamic=True).\n{report}"
+            f"assert_max_graphs({_name(fn)}, {len(calls)} calls, max_graphs={max_graphs}): {_seen(report)}. "
+            f"Keep changing values in tensors, and changing lengths dynamic (dynamic=True).\n{report}"
         )
 
 
 def count_graphs(fn: Callable, calls: Sequence[tuple], *, dynamic: bool | None = None) -> GraphReport:
-    """Compile ``fn`` afresh, call it with every argument tuple in turn, and report graphs, breaks and recompiles.
+    """Compile ``fn`` afresh, call it with each argument tuple, and report graphs, breaks and recompiles.
 
     Args:
-        fn: a function, bound method, ``nn.Module`` or other callable. Of what ``torch.compile`` returned, the function
-            inside is compiled anew: the graphs it has are neither counted nor touched.
+        fn: a function, bound method, ``nn.Module`` or other callable. Of what ``torch.compile`` returned, the
+            function inside is compiled anew: the graphs it has are neither counted nor touched.
         calls: tuples of positional arguments, at least one. ``functools.partial`` carries keywords.
         dynamic: as in ``torch.compile``.
 
-    Tracing is what is counted; the graphs run through torch's eager kernels. For a count under inductor, or over a
-    program's own compiled functions, see :func:`watch_graphs`. What Dynamo knew before has no influence, and its caches,
-    counters and shape profiles are as they were afterwards. Errors of ``fn`` come through unchanged.
+    Tracing is what is counted; the graphs run through torch's eager kernels. For a count under inductor, or
+    over a program's own compiled functions, see :func:`watch_graphs`. What Dynamo compiled before has no
+    influence; its caches, counters and shape profiles are left as they were. Errors of ``fn`` come through
+    unchanged.
 
     Raises:
         MaskTypeError: ``fn`` is not callable, or a call is not a tuple.
@@ -100,7 +101,7 @@ def count_graphs(fn: Callable, calls: Sequence[tuple], *, dynamic: bool | None =
     """
     calls = list(calls)
     if not calls:
-        raise MaskValueError(f"count_graphs({_name(fn)}, [])", "no calls", "Give at least one tuple of arguments.")
+        raise MaskValueError(f"count_graphs({_name(fn)}, [])", "no calls", "Give at least one tuple.")
     for call in calls:
         if not isinstance(call, tuple):
             raise MaskTypeError(
@@ -113,7 +114,7 @@ def count_graphs(fn: Callable, calls: Sequence[tuple], *, dynamic: bool | None =
 
 @contextmanager
 def watch_graphs() -> Iterator[GraphReport]:
-    """Count the graphs that any ``torch.compile`` of this process makes inside the block, under whatever backend.
+    """Count the graphs that any ``torch.compile`` of this process makes inside the block, under any backend.
 
     The report fills while the block runs. Nothing is compiled that would not be outside, and all graphs stay.
 
@@ -132,7 +133,8 @@ def watch_graphs() -> Iterator[GraphReport]:
 
 def _count(fn: Callable, calls: list[tuple[tuple, dict[str, Any]]], dynamic: bool | None) -> GraphReport:
     if not callable(fn):
-        raise MaskTypeError(f"count_graphs({_name(fn)}, ...)", f"a {type(fn).__name__}", "Give something to call.")
+        written = f"count_graphs({reprlib.repr(fn)}, ...)"
+        raise MaskTypeError(written, f"a {type(fn).__name__}", "Give something to call.")
     plain = _uncompiled(fn)
     runs = 0
 
@@ -148,14 +150,15 @@ def _count(fn: Callable, calls: list[tuple[tuple, dict[str, Any]]], dynamic: boo
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
         options["isolate_recompiles"] = True  # functions met after a break keep their own code objects
     with blank_dynamo(backend), listening() as trace:
-        compiled = torch.compile(_with_own_code(plain), **options)
+        compiled, report = torch.compile(_with_own_code(plain), **options), trace.report
         for number, (args, kwargs) in enumerate(calls, 1):
             trace.inputs.append(_describe(plain, args, kwargs))
             runs_before = runs
             _call(compiled, plain, args, kwargs)
-            if runs == runs_before and (trace.report.breaks or any(r.refused for r in trace.report.recompiles)):
-                trace.report.eager_calls.append(number)
-    return trace.report
+            # Without a break or a refusal, a call without a graph had nothing to compute.
+            if runs == runs_before and (report.breaks or any(each.refused for each in report.recompiles)):
+                report.eager_calls.append(number)
+    return report
 
 
 def _call(compiled: Callable, plain: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -178,12 +181,13 @@ def _uncompiled(fn: Callable) -> Callable:
 
 
 def _with_own_code(fn: Callable) -> Callable:
-    """``fn`` with a new code object: Dynamo keys its caches by code, so nobody else's graphs are met or moved."""
+    """``fn`` with a new code object: Dynamo keys its caches by code, so nobody else's graphs are met."""
     if isinstance(fn, types.MethodType):
         return types.MethodType(_with_own_code(fn.__func__), fn.__self__)
     if not isinstance(fn, types.FunctionType):
         return _with_own_code(_entry(fn))
-    copy = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    code, defaults = fn.__code__.replace(), fn.__defaults__
+    copy = types.FunctionType(code, fn.__globals__, fn.__name__, defaults, fn.__closure__)
     copy.__kwdefaults__ = fn.__kwdefaults__
     copy.__dict__.update(fn.__dict__)
     return copy
@@ -204,15 +208,18 @@ def _describe(fn: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, st
         named = dict(signature.bind(*args, **kwargs).arguments)
     except (TypeError, ValueError):  # a builtin without a signature, or a call that fn will refuse itself
         named = {"args": args, **kwargs}
-    leaves, _ = pytree.tree_flatten_with_path(named)
-    return {path[0].key + pytree.keystr(path[1:]): _describe_leaf(leaf) for path, leaf in leaves}
+    return {
+        name + pytree.keystr(path): _describe_leaf(leaf)
+        for name, value in named.items()
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]
+    }
 
 
 def _describe_leaf(leaf: Any) -> str:
     if not isinstance(leaf, torch.Tensor):
         return reprlib.repr(leaf)
-    dtype = str(leaf.dtype).removeprefix("torch.")
-    return f"{dtype}{list(leaf.shape)}" + " requires_grad" * leaf.requires_grad + f" on {leaf.device}" * (not leaf.is_cpu)
+    text = f"{leaf.dtype}{list(leaf.shape)}".removeprefix("torch.")
+    return text + " requires_grad" * leaf.requires_grad + f" on {leaf.device}" * (not leaf.is_cpu)
 
 
 def _seen(report: GraphReport) -> str:
