@@ -111,7 +111,9 @@ def blank_dynamo(backend: Callable) -> Iterator[None]:
         dynamo_utils.guard_failures.clear()
         dynamo_utils.guard_failures.update(failures)
         del dynamo_utils.graph_break_reasons[breaks:]
-        eval_frame.cached_backends.pop(id(backend), None)
+        for key, cached in list(eval_frame.cached_backends.items()):
+            if getattr(cached, "compiler_fn", cached) is backend:
+                del eval_frame.cached_backends[key]
         # Code that Dynamo had not met before the block holds no graphs but ours.
         for reference in convert_frame.input_codes.seen[codes:]:
             if (code := reference()) is not None:
@@ -123,13 +125,11 @@ def blank_dynamo(backend: Callable) -> Iterator[None]:
 @contextmanager
 def listening() -> Iterator[Trace]:
     trace, logger = Trace(), logging.getLogger("torch.__trace")
-    propagate, logger.propagate = logger.propagate, False  # pytest would print every record of a failing test
     logger.addHandler(trace)
     try:
         yield trace
     finally:
         logger.removeHandler(trace)
-        logger.propagate = propagate
 
 
 class Trace(logging.Handler):
