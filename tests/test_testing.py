@@ -8,6 +8,7 @@ import logging
 
 import pytest
 import torch
+from torch._C._dynamo.eval_frame import _get_total_cache_entry_count
 from torch._dynamo import convert_frame, eval_frame, pgo
 from torch._dynamo import utils as dynamo_utils
 from torch._dynamo.testing import CompileCounter
@@ -100,6 +101,7 @@ def failure(assertion, *args, **kwargs):
 CLEAN = {
     "function": (scale, (X,), {"n": 3}),
     "lambda": (lambda x: x + 1, (X,), {}),
+    "keyword default": (lambda x, *, by=2: x + by, (X,), {}),
     "module": (Affine(), (X,), {"flip": True}),
     "method": (Shift(2).method, (X,), {"twice": True}),
     "callable object": (Shift(2), (X,), {}),
@@ -156,6 +158,19 @@ def test_a_break_in_another_file_names_that_file(tmp_path, monkeypatch):
     elsewhere = importlib.import_module("maskmod_elsewhere")
     message = failure(assert_no_graph_breaks, lambda x: elsewhere.inner(x) * 2, X)
     assert f"{path}:3 in inner" in message
+
+
+def test_a_break_in_torchs_code_or_ours_names_the_caller(capsys):
+    (found,) = count_graphs(print, [(X,)]).breaks
+    assert found.file == __file__
+    assert "count_graphs(print" in found.code
+
+
+@pytest.mark.parametrize("wrap", [lambda module: module, functools.partial(torch.compile, backend="eager")])
+def test_hooks_of_a_module_are_seen(wrap, capsys):
+    module = Affine()
+    module.register_forward_hook(lambda *_: print("hook"))
+    assert len(count_graphs(wrap(module), [(X,)]).breaks) == 1
 
 
 def test_what_runs_without_any_graph_fails_both(capsys):
@@ -267,6 +282,7 @@ def dynamo_memory():
         "breaks": list(dynamo_utils.graph_break_reasons),
         "backends": set(eval_frame.cached_backends),
         "codes": [code for ref in convert_frame.input_codes.seen if (code := ref()) is not None],
+        "graphs": [_get_total_cache_entry_count(fn.__code__) for fn in (scale, say, branch, length)],
         "profile": (pgo._CODE_STATE, dict(pgo._CODE_STATE or {})),
         "handlers": list(logging.getLogger("torch.__trace").handlers),
         "modes": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state().tolist()),
@@ -316,6 +332,17 @@ def test_compiled_functions_keep_their_graphs(capsys):
     for fn in compiled:
         fn(X)
     assert counter.frame_count == graphs
+
+
+def test_compiled_functions_keep_their_room_for_more_graphs(capsys):
+    counter = CompileCounter()
+    compiled = torch.compile(branch, backend=counter)
+    compiled(X)
+    graphs = counter.frame_count
+    for _ in range(9):  # each leaves the caller at the break and compiles ``branch`` as a frame of its own
+        assert count_graphs(lambda x: branch(x) + 1, [(X,)]).graphs >= 2
+    compiled(X.double())
+    assert counter.frame_count == 2 * graphs
 
 
 def test_watching_counts_every_backend_and_leaves_graphs_alone():
