@@ -360,9 +360,7 @@ def test_watching_counts_every_backend_and_leaves_graphs_alone():
         prefill(X, 3)
     assert (warm_up.graphs, steady.graphs, changed.graphs) == (2, 0, 1)
     assert steady.recompiles == []
-    assert [(r.call, r.guards) for r in changed.recompiles] == [
-        (0, (f"n == 2 (read at {__file__}:{here()})",))
-    ]
+    assert [(r.call, r.guards) for r in changed.recompiles] == [(0, (f"n == 2 (read at {__file__}:{here()})",))]
     assert inner == changed
 
 
