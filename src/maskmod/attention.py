@@ -185,24 +185,24 @@ def _backend(name: str) -> Backend:
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> tuple[int, int, int, int]:
-    written = f"attention(q={list(q.shape)}, k={list(k.shape)}, v={list(v.shape)})"
+    def refusal(seen: str, todo: str) -> MaskShapeError:  # spelled out only when raised: printing a length fixes it
+        return MaskShapeError(f"attention(q={list(q.shape)}, k={list(k.shape)}, v={list(v.shape)})", seen, todo)
+
     if any(t.dim() != 4 for t in (q, k, v)):
-        raise MaskShapeError(written, "not all 4-d", "Pass (batch, heads, length, size).")
+        raise refusal("not all 4-d", "Pass (batch, heads, length, size).")
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
         kinds = ", ".join(f"{t.dtype} on {t.device}" for t in (q, k, v))
-        raise MaskTypeError(written, f"dtypes and devices differ: {kinds}", "Pass the same for all three.")
+        raise MaskTypeError("attention(q, k, v)", f"dtypes or devices differ: {kinds}", "Pass the same for all three.")
     B, H, q_len, D = q.shape
     if known_true(k.shape[0] != B) or known_true(v.shape[0] != B):
-        raise MaskShapeError(written, "batch sizes differ", "Expand k and v to q's batch.")
+        raise refusal("batch sizes differ", "Expand k and v to q's batch.")
     if known_true(k.shape[1] != v.shape[1]) or known_true(k.shape[2] != v.shape[2]):
-        raise MaskShapeError(written, "k and v differ in heads or length", "One value belongs to each key.")
+        raise refusal("k and v differ in heads or length", "One value belongs to each key.")
     if known_true(k.shape[3] != D):
-        raise MaskShapeError(written, "q and k differ in their last size", "Project them to one head size.")
-    if k.shape[1] != H:
+        raise refusal("q and k differ in their last size", "Project them to one head size.")
+    if known_true(k.shape[1] != H):
         if not enable_gqa:
-            raise MaskShapeError(written, f"{H} query heads, {k.shape[1]} kv heads", "Pass enable_gqa=True.")
-        if H % k.shape[1]:
-            raise MaskShapeError(
-                written, f"{k.shape[1]} kv heads do not divide {H}", "Grouped heads come in equal groups."
-            )
+            raise refusal(f"{H} query heads, {k.shape[1]} kv heads", "Pass enable_gqa=True.")
+        if known_true(H % k.shape[1] != 0):
+            raise refusal(f"{k.shape[1]} kv heads do not divide {H}", "Grouped heads come in equal groups.")
     return B, H, q_len, k.shape[2]

@@ -6,6 +6,7 @@ lengths that decide nothing give None, never a guess. This module does not know 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from torch import Tensor
@@ -64,8 +65,7 @@ def band_of(mask: Mask, q_len: int, kv_len: int) -> Band | None:
         case Not(mask=inner):
             return _complement(band_of(inner, q_len, kv_len))
         case PerHead(masks=masks):
-            bands = {band_of(inner, q_len, kv_len) for inner in masks}
-            return bands.pop() if len(bands) == 1 else None
+            return functools.reduce(_same, (band_of(inner, q_len, kv_len) for inner in masks))
     return None
 
 
@@ -96,6 +96,10 @@ def _union(a: Band | None, b: Band | None) -> Band | None:
     if _within(b, a):
         return a
     return b if _within(a, b) else None
+
+
+def _same(a: Band | None, b: Band | None) -> Band | None:
+    return a if a is not None and b is not None and _within(a, b) and _within(b, a) else None
 
 
 def _complement(band: Band | None) -> Band | None:

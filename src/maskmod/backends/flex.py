@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from maskmod.algebra import Mask, Sizes, structure, tracing
+from maskmod.algebra import Mask, Sizes, known_true, structure, tracing
 from maskmod.backends import Backend, Request
 from maskmod.empty_rows import fill_empty_rows
 from maskmod.errors import UnsupportedMask
@@ -70,7 +70,7 @@ def refuse(mask: Mask, request: Request) -> str | None:
             return "flex attention has no backward on CPU"
         if request.dtype == torch.float64:
             return "compiled flex attention has no float64 on CPU"
-    if 0 in (request.sizes.q_len, request.sizes.kv_len):
+    if known_true(request.sizes.q_len == 0) or known_true(request.sizes.kv_len == 0):
         return "flex attention takes no empty sequences"
     return None
 
