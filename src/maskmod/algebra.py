@@ -299,28 +299,48 @@ class Mask:
 
     # -- what readers ask -------------------------------------------------------------------------------------
 
+    def _parts(self) -> Iterator[Any]:
+        for value in _values(self):
+            yield from value if isinstance(value, tuple) else (value,)
+
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that the mask holds, closures of plain functions included where Python shows them."""
-        for value in _values(self):
-            for part in value if isinstance(value, tuple) else (value,):
-                if isinstance(part, Tensor):
-                    yield part
-                elif isinstance(part, Mask):
-                    yield from part.tensors()
+        for part in self._parts():
+            if isinstance(part, Tensor):
+                yield part
+            elif isinstance(part, Mask):
+                yield from part.tensors()
+            elif callable(part):
+                yield from _closure_tensors(part)
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         """Raise if a field cannot serve these sizes: a table too short, say. Values of tensors are never read.
 
         None marks an index that reaches the mask through a tensor, so that its range is not known.
         """
-        for value in _values(self):
-            for part in value if isinstance(value, tuple) else (value,):
-                if isinstance(part, Mask):
-                    part.check(B, H, q_len, kv_len)
+        for part in self._parts():
+            if isinstance(part, Mask):
+                part.check(B, H, q_len, kv_len)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same mask with every tensor on ``device``; itself where nothing moves."""
-        return pytree.tree_map_only(Tensor, lambda t: t.to(device), self)
+        """The same mask with every tensor on ``device``; itself where nothing moves.
+
+        Raises:
+            MaskTypeError: a plain function captured a tensor that would stay behind.
+        """
+        target = torch.empty(0, device=device).device
+        functions = (part for part in self._parts() if callable(part) and not isinstance(part, Mask))
+        if any(tensor.device != target for fn in functions for tensor in _closure_tensors(fn)):
+            raise MaskTypeError(
+                f"{self!r}.to({str(device)!r})",
+                "the function captured a tensor that lives on another device, and a closure cannot be rewritten",
+                "Hold the tensor in a field of a Mask subclass, or build the function again from moved tensors.",
+            )
+        return pytree.tree_map(
+            lambda part: part.to(device),
+            self,
+            is_leaf=lambda node: isinstance(node, Mask) and node is not self,  # each part moves itself, or refuses
+        )
 
 
 class _Binary(Mask):
@@ -406,19 +426,6 @@ class Func(Mask):
                 "Define it with `def` at the top of a module, or as a subclass of Mask.",
             )
         return Func, (self.fn,)
-
-    def tensors(self) -> Iterator[Tensor]:
-        yield from _closure_tensors(self.fn)
-
-    def to(self, device: torch.device | str) -> Self:
-        moved = torch.empty(0, device=device).device
-        if any(t.device != moved for t in _closure_tensors(self.fn)):
-            raise MaskTypeError(
-                f"{self!r}.to({str(device)!r})",
-                "the function captured a tensor that lives on another device, and a closure cannot be rewritten",
-                "Hold the tensor in a field of a Mask subclass, or build the function again from moved tensors.",
-            )
-        return self
 
 
 def mask_mod(fn: MaskMod) -> Mask:

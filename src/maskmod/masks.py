@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Mask, spell
+from maskmod.algebra import Mask, known_true, spell
 from maskmod.errors import MaskTypeError
 from maskmod.tables import (
     check_count,
@@ -169,6 +169,11 @@ class Chunked(Mask):
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_row_count(self, self.start, B)
+
+    def __repr__(self) -> str:
+        start = self.start
+        written = "" if not isinstance(start, Tensor) and known_true(start == 0) else f", start={spell(start)}"
+        return f"chunked({spell(self.size)}{written})"
 
 
 def chunked(size: int | Tensor, *, start: int | Tensor = 0) -> Mask:

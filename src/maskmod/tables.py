@@ -32,6 +32,8 @@ def look_up(table: Tensor, b: Index, idx: Index) -> tuple[Any, Any]:
     """
     in_range = (idx >= 0) & (idx < table.shape[-1])
     safe = idx * in_range
+    if known_true(table.shape[-1] == 0):  # no entry 0 to read
+        return safe, in_range
     return (table[b, safe] if table.dim() == 2 else table[safe]), in_range
 
 
