@@ -1,0 +1,5 @@
+"""``python -m maskmod``."""
+
+from maskmod.cli import main
+
+main()

@@ -1,0 +1,124 @@
+"""Masks written as text: an expression in the vocabulary, or ``module:attribute``.
+
+An expression is read as a syntax tree and never evaluated by Python: it can name the vocabulary and nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from maskmod import indexing, masks
+from maskmod.algebra import Mask, as_mask
+from maskmod.errors import MaskTypeError, MaskValueError
+
+__all__ = ["mask_from_text"]
+
+_VOCABULARY: dict[str, Callable] = {
+    name: getattr(module, name) for module in (masks, indexing) for name in module.__all__ if name[0].islower()
+}
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.BitXor: operator.xor,
+}
+
+
+def mask_from_text(text: str) -> Mask:
+    """The mask that the text describes.
+
+    In an expression, ``[0, 0, 1]`` and ``[[1, 0], [1, 1]]`` are tensors; a list of masks is a list.
+
+    Raises:
+        MaskValueError: the text is neither an expression in the vocabulary nor the name of something importable.
+        MaskTypeError: it describes something that is no mask.
+
+    >>> mask_from_text("causal() & document([0, 0, 1])")
+    causal() & document(int64[3])
+    """
+    module, colon, attribute = text.partition(":")
+    if colon and module.replace(".", "").isidentifier() and attribute.replace(".", "").isidentifier():
+        return as_mask(_imported(text, module, attribute))
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError as error:
+        raise _unreadable(text, f"no expression: {error.msg}") from error
+    mask = _value(tree.body, text)
+    if not isinstance(mask, Mask):
+        raise MaskTypeError(repr(text), f"a {type(mask).__name__}, not a mask", _TODO)
+    return mask
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | None as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as value)):
+            return -value
+        case ast.UnaryOp(op=ast.Invert(), operand=operand):
+            return ~_mask_value(operand, text)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_mask_value(left, text), _mask_value(right, text))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in _VOCABULARY:
+            by_name = {keyword.arg: _value(keyword.value, text) for keyword in keywords if keyword.arg is not None}
+            if len(by_name) == len(keywords):
+                return _called(name, [_value(arg, text) for arg in args], by_name, ast.unparse(node))
+        case ast.List(elts=elements):
+            values = [_value(element, text) for element in elements]
+            return values if any(isinstance(value, Mask) for value in values) else _table(values, text)
+        case ast.Name(id=name) if name in _VOCABULARY:
+            raise _unreadable(text, f"{name} is named, not called")
+    raise _unreadable(text, f"{ast.unparse(node)!r} is not in the vocabulary")
+
+
+def _mask_value(node: ast.expr, text: str) -> Any:
+    value = _value(node, text)
+    if isinstance(value, (Mask, bool)):  # `mask ^ True` is a negation
+        return value
+    raise MaskTypeError(repr(text), f"{ast.unparse(node)!r} is no mask, yet an operator combines it", _TODO)
+
+
+def _called(name: str, args: list, by_name: dict[str, Any], written: str) -> Any:
+    try:
+        return _VOCABULARY[name](*args, **by_name)
+    except TypeError as error:
+        if isinstance(error, MaskTypeError):
+            raise
+        raise MaskTypeError(written, str(error), f"See help(maskmod.{name}).") from error
+
+
+def _table(values: list, text: str) -> torch.Tensor:
+    rows = [value.tolist() if isinstance(value, torch.Tensor) else value for value in values]
+    try:
+        return torch.tensor(rows)
+    except (TypeError, ValueError) as error:
+        raise _unreadable(text, f"{rows} is no table") from error
+
+
+def _imported(text: str, module: str, attribute: str) -> Any:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # modules of the working directory, as under `python -m`
+    try:
+        found = importlib.import_module(module)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise MaskValueError(
+            repr(text), str(error), "Name a module that can be imported, and what it holds."
+        ) from error
+    return found
+
+
+_TODO = "Write masks and `& | ^ ~`, as in 'causal() & sliding_window(4)', or module:attribute. Known: " + ", ".join(
+    sorted(_VOCABULARY)
+)
+
+
+def _unreadable(text: str, seen: str) -> MaskValueError:
+    return MaskValueError(repr(text), seen, f"{_TODO}.")
