@@ -25,8 +25,11 @@ from maskmod.demo.train import train
 __all__ = ["run"]
 
 SEED = 0
+THREADS = (
+    1  # tensors this small gain little from a second, and on a busy machine threads that wait for another lose much
+)
 ROW_LEN = 512  # tokens of a training row: a few documents each
-STEPS = 300  # about twenty seconds on two cores, after which most words are words
+STEPS = 300  # about half a minute, after which most words are words
 PARTS = 6  # of the training run, each reported by its mean loss: a batch's own is too noisy to compare
 PROMPT_LEN = 64  # columns of the padded prompts
 NEW_TOKENS = 64
@@ -35,13 +38,22 @@ PICTURE = 16  # rows and columns of a drawing: two fit side by side on a termina
 
 def run(say: Callable[[str], None]) -> Report:
     """Train, generate on every backend, compare; ``say`` gets each line of text as it becomes known."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        return _run(say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(say: Callable[[str], None]) -> Report:
     start = time.perf_counter()
     config, texts = Config(), documents()
     rows = packed(texts, ROW_LEN, seed=SEED)
-    say(f"Text: {len(texts)} paragraphs of Python's language reference, packed into {len(rows.tokens)} rows.")
+    say(f"Text: {len(texts)} paragraphs of Python's language reference, in {len(rows.tokens)} rows of {ROW_LEN} bytes.")
 
     losses: list[float] = []
-    say(f"\nTraining: {STEPS} steps under {causal() & document(rows.document_ids)!r}, by SDPA.")
+    say(f"\nTraining: {STEPS} steps under causal() & document(ids), by SDPA; loss in nats a byte.")
     with progress("training", STEPS) as advance:
 
         def report_step(loss: float) -> None:
@@ -54,15 +66,15 @@ def run(say: Callable[[str], None]) -> Report:
 
     prompts, warm_up = left_padded(PROMPTS, PROMPT_LEN), left_padded(PROMPTS[::-1], PROMPT_LEN)
     max_len = PROMPT_LEN + NEW_TOKENS
-    say(f"\nMasks, every {ROW_LEN // PICTURE}th token of a training row and every {max_len // PICTURE}th cache slot:")
+    say(f"\nMasks: every {ROW_LEN // PICTURE} tokens of a training row, every {max_len // PICTURE} cache slots.\n")
     for line in beside(*_pictures(rows.document_ids, prompts.pads, max_len)):
         say(f"  {line}")
 
-    say(f"\nGeneration: {len(PROMPTS)} prompts, padded left to {PROMPT_LEN} bytes, {NEW_TOKENS} new bytes each.")
+    say(f"\nGeneration: {len(PROMPTS)} prompts, padded left to {PROMPT_LEN} bytes; {NEW_TOKENS} new bytes each.\n")
     reference = generate_uncompiled(model, prompts, causal(), NEW_TOKENS)
     samples = [prompt + text_from(new) for prompt, new in zip(PROMPTS, reference.tokens, strict=True)]
     for sample in samples:
-        say(f"  {sample!r}")
+        say(f"  {sample}")
 
     measured = []
     with progress("compiling, generating", len(KERNELS)) as advance:
@@ -85,19 +97,21 @@ def run(say: Callable[[str], None]) -> Report:
         backends=measured,
         seconds=time.perf_counter() - start,
     )
-    say("\nCompiled with a static cache, against an uncompiled run without any cache (recompiles: after warm-up):\n")
+    say("\nCompiled, static cache. Recompiles are those after warm-up; tokens are compared with an uncompiled run")
+    say("without cache, padding or batch.\n")
     for line in report.table():
         say(f"  {line}")
+    say(f"\n{'Passed' if report.ok else 'FAILED'}, in {report.seconds:.0f} seconds.")
     return report
 
 
 def _pictures(document_ids: Tensor, pads: Tensor, max_len: int) -> tuple[list[str], list[str]]:
-    """The mask of the first training row, and that of the shortest prompt over the slots of its cache."""
-    row = int(pads.argmax())
+    """The mask of the first training row, and that of a middling prompt over the slots of its cache."""
+    row = int(pads.median(0).indices)
     valid = torch.arange(max_len) >= pads[:, None]
     training = _sampled(causal() & document(document_ids[:1]), ROW_LEN, B=1, b=0)
     cache = _sampled(over_slots(causal(), -pads, valid), max_len, B=len(pads), b=row)
-    return ["training: packed documents", *training], ["generation: padding, prompt, a row a step", *cache]
+    return ["packed documents", *training], ["padding, prompt, then a row for each step", *cache]
 
 
 def _sampled(mask: Mask, length: int, *, B: int, b: int) -> list[str]:

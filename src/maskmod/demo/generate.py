@@ -6,7 +6,8 @@ What moves from step to step is in tensors, so one graph serves every step. This
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,12 @@ from maskmod.demo.model import Model
 from maskmod.demo.text import LeftPadded
 
 __all__ = ["Generator", "Reference", "generate_uncompiled", "over_slots"]
+
+
+_OWN_GRAPHS: dict[str, Any] = (
+    {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+)
+"""Each generator keeps its own graphs: without this, those of all backends count against one limit."""
 
 
 def over_slots(mask: Mask, first: Tensor, valid: Tensor) -> Mask:
@@ -52,8 +59,8 @@ class Generator:
         self.prefill_args = self._fixed_args(self.prefill_mask, prompt_len)
         self.decode_args = self._fixed_args(self.decode_mask, 1)
         # Static shapes: torch's flex attention on CPU does not compile with symbolic ones (2.13).
-        self.prefill = torch.compile(self._prefill, fullgraph=True, dynamic=False)
-        self.decode = torch.compile(self._decode, fullgraph=True, dynamic=False)
+        self.prefill = torch.compile(self._prefill, fullgraph=True, dynamic=False, **_OWN_GRAPHS)
+        self.decode = torch.compile(self._decode, fullgraph=True, dynamic=False, **_OWN_GRAPHS)
 
     def _prefill(self, tokens: Tensor) -> Tensor:
         """tokens (B, prompt_len) -> the next token of each row (B, 1)."""

@@ -52,7 +52,7 @@ def documents() -> list[str]:
     return [part for part in dict.fromkeys(prose) if _SHORTEST <= len(part) <= _LONGEST]
 
 
-def packed(texts: Sequence[str], row_len: int, *, seed: int) -> Packed:
+def packed(texts: list[str], row_len: int, *, seed: int) -> Packed:
     """The documents in a seeded order, a newline after each, in rows of ``row_len`` tokens."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     streams = [(texts[i] + "\n").encode() for i in order]
