@@ -11,7 +11,7 @@ import torch
 from maskmod import causal, dense_mask, document
 from maskmod.demo.attend import KERNELS, undecided_blocks
 from maskmod.demo.generate import over_slots
-from maskmod.demo.measure import Measured
+from maskmod.demo.measure import Measured, measure
 from maskmod.demo.report import Report
 from maskmod.demo.text import PROMPTS, documents, left_padded, packed, text_from
 
@@ -108,3 +108,47 @@ def test_undecided_blocks_leave_the_meaning_to_the_predicate():
     assert args.block_mask.kv_num_blocks.tolist() == [[[2, 2]]] * 2
     assert args.block_mask.full_kv_num_blocks is None
     assert args.block_mask.mask_mod == causal() & document(ids)
+
+
+class Scripted:
+    """Stands in for a generator: a function compiled for real, on shapes or code that compile badly."""
+
+    backend = "scripted"
+
+    def __init__(self, step, lengths):
+        self.step = torch.compile(step, fullgraph=True, dynamic=False, backend="eager")
+        self.lengths = iter(lengths)
+
+    def generate(self, prompts, new_tokens):
+        for _ in range(new_tokens):
+            self.step(torch.zeros(next(self.lengths)))
+        return torch.zeros(2, new_tokens)
+
+
+def measured(step, lengths, expected):
+    prompts = left_padded(["a", "b"], 4)
+    return measure(Scripted(step, lengths), prompts, prompts, expected)
+
+
+def test_a_recompile_after_warm_up_is_seen():
+    row = measured(lambda x: x + 1, [3, 3, 3, 3, 4, 3, 3], torch.zeros(2, 4))
+    assert (row.prefill_graphs, row.decode_graphs, row.recompiles_after_warm_up) == (1, 0, 1)
+    assert len(row.reasons) == 1
+    assert row.tokens_equal
+    assert not row.passed
+
+
+def test_a_graph_break_is_seen():
+    def breaks(x):
+        torch._dynamo.graph_break()
+        return x
+
+    row = measured(breaks, [3] * 9, torch.zeros(2, 4))
+    assert row.graph_breaks == 1
+    assert not row.passed
+
+
+def test_another_token_is_seen():
+    row = measured(lambda x: x + 2, [3] * 9, torch.ones(2, 4))
+    assert not row.tokens_equal
+    assert not row.passed

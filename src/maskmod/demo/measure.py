@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch._dynamo.exc import Unsupported
 
-from maskmod.demo.generate import Generator
 from maskmod.demo.text import LeftPadded
 from maskmod.testing import GraphReport, watch_graphs
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Generates", "Measured", "measure"]
+
+
+class Generates(Protocol):
+    """What is measured: something that compiled itself for one backend."""
+
+    backend: str
+
+    def generate(self, prompts: LeftPadded, new_tokens: int) -> Tensor:
+        """The continuation of each prompt, (B, new_tokens)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Measured:
         return self.tokens_equal and not self.graph_breaks and not self.recompiles_after_warm_up
 
 
-def measure(generator: Generator, warm_up: LeftPadded, prompts: LeftPadded, expected: Tensor) -> Measured:
+def measure(generator: Generates, warm_up: LeftPadded, prompts: LeftPadded, expected: Tensor) -> Measured:
     """Warm up on one batch of prompts with one prefill and one decode step, then generate from another and measure.
 
     Args:
