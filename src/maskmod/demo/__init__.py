@@ -25,9 +25,7 @@ from maskmod.demo.train import train
 __all__ = ["run"]
 
 SEED = 0
-THREADS = (
-    1  # tensors this small gain little from a second, and on a busy machine threads that wait for another lose much
-)
+THREADS = 1  # tensors this small gain little from a second, and where cores are busy threads wait for each other
 ROW_LEN = 512  # tokens of a training row: a few documents each
 STEPS = 300  # about half a minute, after which most words are words
 PARTS = 6  # of the training run, each reported by its mean loss: a batch's own is too noisy to compare
