@@ -134,17 +134,19 @@ class _Question:
         parts = [_total(side) for side in (order.q, order.kv)]
         if ids[0] is None or ids[1] is None or parts[0] is None or parts[1] is None:
             return self.constant(True)
-        # Only the spread decides M, so the constant of `order` stays apart, on the keys' side.
-        extra = _extra(order)
-        low_id = torch.minimum(ids[0].value.amin(), (ids[1].value + _extra(equal)).amin()).long()
-        high_id = torch.maximum(ids[0].value.amax(), (ids[1].value + _extra(equal)).amax()).long()
-        f, g = parts[0].value.long(), parts[1].value.long() + extra
+        # Ids and offsets mostly grow together: write the order so that growing positions count positively.
+        flip = _falls(order.q)
+        f, g = parts[0].value.long(), parts[1].value.long() + _extra(order)
+        if flip:
+            f, g = -f, -g
+        a, c = ids[0].value.long(), ids[1].value.long() + _extra(equal)
+        low_id, high_id = torch.minimum(a.amin(), c.amin()), torch.maximum(a.amax(), c.amax())
         low, high = torch.minimum(f.amin(), g.amin()), torch.maximum(f.amax(), g.amax())
         M = high - low + 1
         room = (high_id.double() - low_id.double() + 1) * (high.double() - low.double() + 1) < float(_FAR)
-        a = (ids[0].value.long() - low_id) * M + (f - low)
-        c = (ids[1].value.long() + _extra(equal) - low_id) * M + (g - low)
-        return _may(order.op, self.summary(a, Q, given), self.summary(c, KV, given)) | ~room
+        left = self.summary((a - low_id) * M + (f - low), Q, given)
+        right = self.summary((c - low_id) * M + (g - low), KV, given)
+        return (_may(order.op, right, left) if flip else _may(order.op, left, right)) | ~room
 
     def summary(self, value: Tensor, axes: int, given: _Given) -> tuple[Tensor, Tensor]:
         tape = self.blocks.tape
@@ -319,6 +321,11 @@ def _is_small(x: int) -> bool:
 def _is_plain(apart: Sides) -> bool:
     """Whether a comparison is of q_idx and kv_idx themselves: ids say nothing new about those."""
     return all(node.is_position for _, node in (*apart.q, *apart.kv))
+
+
+def _falls(terms: tuple[tuple[int, Node], ...]) -> bool:
+    positions = [sign for sign, node in terms if node.is_position]
+    return (positions or [terms[0][0]])[0] < 0
 
 
 def _total(terms: tuple[tuple[int, Node], ...]) -> Node | None:
