@@ -5,6 +5,7 @@ Every other path in the library is a fast path and is tested equal to this one. 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from maskmod.algebra import Index, Mask, MaskMod, as_mask, device_of, known_true, sizes_of, spell, tracing
 from maskmod.errors import MaskShapeError, MaskTypeError, TruthValueError
 
-__all__ = ["reads_b_and_h", "vmap_mask"]
+__all__ = ["reads_b_and_h", "vmap_at", "vmap_mask"]
 
 
 def vmap_mask(
@@ -61,15 +62,31 @@ def reads_b_and_h(mask: MaskMod, *, device: torch.device | str | None = None) ->
     return probe.stride(0) != 0, probe.stride(1) != 0
 
 
-def _lift(mask: Mask, indices: list[Tensor]) -> Tensor:
-    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+def vmap_at(mask: Mask, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+    """The meaning of a mask on tiles: rows q_idx (n, nq) and columns kv_idx (n, nkv) of lanes b, h (n,); (n, nq, nkv)."""
 
+    def scalar(b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Tensor:
+        return _as_scalar_bool(mask, mask(b, h, q_idx, kv_idx), q_idx.device)
+
+    lifted = scalar
+    for in_dims in ((None, None, None, 0), (None, None, 0, None), (0, 0, 0, 0)):
+        lifted = torch.vmap(lifted, in_dims=in_dims)
+    return _run(mask, lifted, [b, h, q_idx, kv_idx])
+
+
+def _lift(mask: Mask, indices: list[Tensor]) -> Tensor:
     def scalar(b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Tensor:
         return _as_scalar_bool(mask, mask(b, h, q_idx, kv_idx), q_idx.device)
 
     lifted = scalar
     for axis in (3, 2, 1, 0):  # innermost first: the batch index is mapped last and so becomes the leading dimension
         lifted = torch.vmap(lifted, in_dims=tuple(0 if i == axis else None for i in range(4)))
+    return _run(mask, lifted, indices)
+
+
+def _run(mask: Mask, lifted: Callable[..., Tensor], indices: list[Tensor]) -> Tensor:
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
     # The mode makes `table[idx]` with a traced 0-d index a gather; without it torch asks the index for its value.
     with TransformGetItemToIndex():
         if tracing():

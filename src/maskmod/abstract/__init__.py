@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from maskmod.abstract.expression import BOTH, KV, NEITHER, Node, Q, Unknown, evaluate, record
 from maskmod.abstract.formula import normal
-from maskmod.abstract.grid import Blocks, Grid, Tiles
+from maskmod.abstract.grid import Blocks, Grid, Selection
 from maskmod.abstract.transfer import may
 
-__all__ = ["BOTH", "KV", "NEITHER", "Blocks", "Grid", "Node", "Q", "Tiles", "Unknown", "evaluate", "may", "normal", "record"]
+__all__ = ["BOTH", "KV", "NEITHER", "Blocks", "Grid", "Node", "Q", "Selection", "Unknown", "evaluate", "may", "normal", "record"]

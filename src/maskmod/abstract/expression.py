@@ -12,6 +12,7 @@ queries meet keys raise `Unknown`, and the caller evaluates the predicate token 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -260,6 +261,8 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
             args = (*args, *(kwargs.get(k) for k in ("min", "max")[len(args) - 1 :]))
             kwargs = {}
         nodes = _aligned(tape, name, [_argument(tape, a) for a in args])
+        if (simpler := _simpler(tape, name, nodes, sample)) is not None:
+            return _scalar(simpler)
         return _scalar(tape.node(name, tuple(nodes), sample, tuple(kwargs.items())))
     return _scalar(_record_lifted(tape, func, args, kwargs, sample))
 
@@ -270,6 +273,34 @@ def _argument(tape: Tape, arg: Any) -> Any:
     if isinstance(arg, Tensor):
         return tape.node("constant", (arg,), arg)
     return arg
+
+
+def _simpler(tape: Tape, name: str, args: list, sample: Tensor) -> Node | None:
+    """A position inside static limits is known to be: `0 <= idx < n` and `idx * True` cost nothing, and stay `idx`."""
+    if tape.traced or len(args) != 2:
+        return None
+    a, b = args
+    if name in _COMPARISONS:
+        low, high = _range(a), _range(b)
+        if low is not None and high is not None:
+            for answer in (True, False):
+                if all(_COMPARISONS[name](x, y) is answer for x in low for y in high):
+                    known = torch.full((), answer, device=sample.device)
+                    return Node(tape, "constant", (known,), known, (answer,))
+    elif name in ("bitwise_and", "logical_and", "mul"):
+        for node, other in ((a, b), (b, a)):
+            if isinstance(other, Node) and other.op == "constant" and other.options == (True,):
+                return node if isinstance(node, Node) and node.dtype == sample.dtype else None
+    return None
+
+
+_COMPARISONS = {"lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
+
+
+def _range(arg: Any) -> tuple[int, int] | None:
+    if isinstance(arg, Node):
+        return (0, arg.tape.lengths[arg.args[0]] - 1) if arg.op == "index" else None
+    return (arg, arg) if isinstance(arg, int) else None
 
 
 def _cast(node: Node, dtype: torch.dtype) -> Node:

@@ -2,7 +2,7 @@
 
 `Blocks` reduces the one-axis values of an expression to one entry per block, once per value, guard and block size;
 coarser tiles are reduced from the finest ones. `Grid` asks about all blocks at once (static shapes, traceable);
-`Tiles` about a list of them, of any multiple of the block size. Both present the summaries so that a queries' entry
+`Selection` about a list of them, of any multiple of the block size. Both present the summaries so that a queries' entry
 and a keys' entry broadcast against each other.
 
 Nothing here knows what a mask is; the arrays carry (B|1, H|1, n_q|1, n_kv|1) and then the value's own shape.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from maskmod.abstract.expression import KV, LANES, NEITHER, Node, Q, Tape
 
-__all__ = ["Blocks", "Grid", "Guard", "Tiles"]
+__all__ = ["Blocks", "Grid", "Guard", "Selection"]
 
 Guard = tuple[tuple[Node, bool], ...]  # facts of one axis; a token counts where all of them hold
 
@@ -189,7 +189,7 @@ class Grid:
         return self.blocks.tape.positions(which)
 
 
-class Tiles:
+class Selection:
     """A list of tiles of `ratio` x `ratio` blocks: summaries are picked to (number of tiles,)."""
 
     lanes = 1

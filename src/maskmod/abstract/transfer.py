@@ -23,7 +23,7 @@ from torch import Tensor
 from maskmod.abstract.bounds import BITS, RULES, WIDE, Bounds, _finite, _inside, as_dtype, both, number
 from maskmod.abstract.expression import BOTH, KV, NEITHER, Node, Q
 from maskmod.abstract.formula import And, Compare, Every, Fact, Formula, Or, Sides, Some, Table, normal, sides
-from maskmod.abstract.grid import Grid, Guard, Tiles
+from maskmod.abstract.grid import Grid, Guard, Selection
 
 __all__ = ["may"]
 
@@ -42,13 +42,13 @@ class _Given(NamedTuple):
         return self.q if axes == Q else self.kv if axes == KV else ()
 
 
-def may(formula: Formula, frame: Grid | Tiles) -> Tensor:  # frame.shape
+def may(formula: Formula, frame: Grid | Selection) -> Tensor:  # frame.shape
     """Whether the formula may be True at some token of each tile of the frame."""
     return _Question(frame).may(formula, _Given()).expand(frame.shape)
 
 
 class _Question:
-    def __init__(self, frame: Grid | Tiles):
+    def __init__(self, frame: Grid | Selection):
         self.frame, self.blocks = frame, frame.blocks
         self.traced = frame.blocks.tape.traced
 

@@ -1,0 +1,167 @@
+"""A mask at given lengths, ready to be asked about blocks: may, must, and the tokens of a few tiles.
+
+The one place where the analyser's answers meet token-by-token evaluation. What is not understood is evaluated by
+vmap, in batches; it is slower, never wrong. Nothing here knows a block table.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskmod.abstract import BOTH, KV, Q, Blocks, Grid, Node, Selection, Unknown, evaluate, may, normal, record
+from maskmod.algebra import Mask, Sizes, tracing
+from maskmod.dense import vmap_at
+from maskmod.errors import MaskTypeError
+
+__all__ = ["Analysis", "TileList"]
+
+TOKENS_AT_ONCE = 1 << 21  # tokens evaluated in one batch: bounds memory at a few tens of MB, whatever the mask
+WITNESSES = 5  # sampled queries and keys of a block: its corners, centre, and their diagonal neighbours
+
+
+class TileList(NamedTuple):
+    """Tiles by their lane and their place, each (number of tiles,)."""
+
+    b: Tensor
+    h: Tensor
+    q: Tensor
+    kv: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.q.shape[0]
+
+    def take(self, which: Tensor) -> TileList:
+        """The tiles at these places, or where this mask is True."""
+        if which.dtype == torch.bool:
+            which = which.nonzero().squeeze(1)
+        # A lane that is always 0 is one entry, expanded: not worth a gather.
+        return TileList(*(x[:1].expand(which.shape[0]) if _is_one(x) else x.index_select(0, which) for x in self))
+
+
+def _is_one(x: Tensor) -> bool:
+    return x.shape[0] > 0 and x.stride(0) == 0
+
+
+class Analysis:
+    """What can be said of `mask` in blocks of `block_size` = (queries, keys) at `sizes`.
+
+    `lanes` is (B|1, H|1): a batch or head index that the predicate does not read is looked at once.
+    """
+
+    def __init__(self, mask: Mask, sizes: Sizes, block_size: tuple[int, int], device: torch.device):
+        self.mask, self.sizes, self.block_size, self.device = mask, sizes, block_size, device
+        self.traced = tracing(*mask.tensors())
+        self.root: Node | None = None
+        self.why = "recorded"
+        try:
+            self.root = record(mask, *sizes, device, self.traced)
+        except Unknown as reason:
+            self.why = str(reason)
+        self.lanes = (sizes.B, sizes.H)
+        if self.root is not None:
+            if self.root.dtype != torch.bool or self.root.shape:
+                raise MaskTypeError(
+                    f"{mask!r} called with one index each",
+                    f"it returned {self.root.dtype} of shape {self.root.shape}, not one bool",
+                    "A mask says which keys are visible: compare (`x != 0`), reduce with .any() or .all().",
+                )
+            read = _lanes_read(self.root)
+            self.lanes = (sizes.B if 0 in read else 1, sizes.H if 1 in read else 1)
+            self.root.tape.lengths = (*self.lanes, sizes.q_len, sizes.kv_len)
+            self.blocks = Blocks(self.root.tape, block_size)
+        self.counts = tuple(-(-n // s) for n, s in zip(sizes[2:], block_size, strict=True))
+
+    def grid(self) -> tuple[Tensor, Tensor]:  # bool (B|1, H|1, n_q, n_kv) each
+        """(must, may) for every block: certainly visible everywhere, possibly visible somewhere."""
+        shape = (*self.lanes, *self.counts)
+        if self.root is None:
+            return torch.zeros(shape, dtype=torch.bool, device=self.device), torch.ones(
+                shape, dtype=torch.bool, device=self.device
+            )
+        grid = Grid(self.blocks)
+        return ~may(normal(self.root, False), grid), may(normal(self.root), grid)
+
+    def may(self, tiles: TileList, ratio: int, sign: bool = True) -> Tensor:  # (n,)
+        """Whether the mask (or its negation) may be True in each of these tiles of `ratio` x `ratio` blocks."""
+        if self.root is None:
+            return torch.ones_like(tiles.q, dtype=torch.bool)
+        return may(normal(self.root, sign), Selection(self.blocks, ratio, *tiles))
+
+    def tokens(self, tiles: TileList, q: Tensor, kv: Tensor) -> Tensor:  # (n, nq, nkv) bool
+        """The mask at queries q (n, nq) and keys kv (n, nkv) of each tile."""
+        if self.root is None:
+            return vmap_at(self.mask, tiles.b, tiles.h, q, kv)
+        where = (tiles.b.view(-1, 1), tiles.h.view(-1, 1))
+
+        def take(node: Node) -> Tensor:
+            if node.is_position:
+                return q[:, None, :, None] if node.axes == Q else kv[:, None, None, :]
+            value = node.value
+            b, h = (w if value.shape[d] > 1 else 0 for d, w in enumerate(where))
+            if node.axes == Q:
+                picked = value[b, h, q, 0]  # (n, nq, *shape)
+                return picked.view(picked.shape[0], 1, picked.shape[1], 1, *node.shape)
+            if node.axes == KV:
+                picked = value[b, h, 0, kv]
+                return picked.view(picked.shape[0], 1, 1, picked.shape[1], *node.shape)
+            picked = value[b, h, 0, 0]
+            return picked.reshape(-1, 1, 1, 1, *node.shape)
+
+        out = evaluate(self.root, take)  # (n|1, 1, nq|1, nkv|1)
+        return out.expand(q.shape[0], 1, q.shape[1], kv.shape[1]).squeeze(1)
+
+    def inside(self, tiles: TileList) -> tuple[Tensor, Tensor]:  # (n, block), (n, block)
+        """The queries and the keys of each block, the last ones repeated where a block is cut short."""
+        places = []
+        for place, size, length in zip((tiles.q, tiles.kv), self.block_size, self.sizes[2:], strict=True):
+            tokens = place.view(-1, 1) * size + torch.arange(size, device=self.device)
+            places.append(tokens.clamp_(max=length - 1) if length % size else tokens)
+        return places[0], places[1]
+
+    def settle(self, tiles: TileList) -> tuple[Tensor, Tensor]:  # bool (n,), bool (n,)
+        """(full, empty) exactly, for blocks that the intervals left open.
+
+        A few witnesses first: one visible and one hidden token prove a block partial. The rest is evaluated token by
+        token in batches.
+        """
+        full = torch.zeros(tiles.count, dtype=torch.bool, device=self.device)
+        empty = torch.zeros_like(full)
+        if not tiles.count:
+            return full, empty
+        unsettled = torch.arange(tiles.count, device=self.device)
+        if self.root is not None:
+            answers = [self._witnessed(tiles.take(part)) for part in unsettled.split(TOKENS_AT_ONCE // WITNESSES**2)]
+            unsettled = unsettled[~torch.cat(answers)]
+        size = self.block_size[0] * self.block_size[1]
+        for part in unsettled.split(max(1, TOKENS_AT_ONCE // size)):
+            chosen = tiles.take(part)
+            visible = self.tokens(chosen, *self.inside(chosen)).flatten(1)
+            full[part], empty[part] = visible.all(1), ~visible.any(1)
+        return full, empty
+
+    def _witnessed(self, tiles: TileList) -> Tensor:  # bool (n,)
+        """Whether sampled tokens show both a visible and a hidden one."""
+        places = []
+        for place, size, length in zip((tiles.q, tiles.kv), self.block_size, self.sizes[2:], strict=True):
+            offsets = torch.tensor([0, min(1, size - 1), size // 2, max(size - 2, 0), size - 1], device=self.device)
+            places.append((place.view(-1, 1) * size + offsets).clamp_(max=length - 1))
+        seen = self.tokens(tiles, *places).flatten(1)
+        return seen.any(1) & ~seen.all(1)
+
+
+def _lanes_read(root: Node) -> set[int]:
+    """Which of the batch (0) and head (1) index the expression depends on."""
+    read, seen, stack = set(), set(), [root]
+    while stack:
+        node = stack.pop()
+        if node.number in seen:
+            continue
+        seen.add(node.number)
+        if node.op == "index":
+            read.add(node.args[0])
+        stack += [a for a in node.args if isinstance(a, Node)]
+    return read

@@ -1,0 +1,106 @@
+"""Index tables of a BlockMask: per row the ascending columns of its blocks, by scatter and never by sorting rows.
+
+`from_classes` builds one from a dense table of blocks; inside a trace with static shapes, outside one from the blocks
+that are there. `from_runs` builds one from runs of neighbouring columns, without ever holding a dense table.
+Entries past a row's count are undefined in torch's format; here they are some valid column.
+
+A compact table is as wide as its widest row. Readers of a BlockMask take the number of columns from the table's
+shape, so it is stored behind an overlapping view of the full logical width: rows run into each other there, past
+their counts. Such a table must not be written to.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["COMPACT_BYTES", "Runs", "from_classes", "from_classes_traced", "from_runs"]
+
+COMPACT_BYTES = 64 << 20  # a full-width table above this size is stored compactly
+ENTRIES_AT_ONCE = 1 << 22
+
+
+class Runs(NamedTuple):
+    """Runs of neighbouring blocks: `length` columns from `start`, in row `row` of all lanes' rows laid end to end."""
+
+    row: Tensor
+    start: Tensor
+    length: Tensor
+
+
+def from_classes_traced(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts (B, H, n) and indices (B, H, n, m), int32, of a bool (B, H, n, m); static shapes, no look at values."""
+    columns = blocks.shape[-1]
+    rank = blocks.cumsum(-1)
+    count = rank[..., -1:]
+    column = torch.arange(columns, device=blocks.device)
+    # Present blocks first, absent ones after them, each in order: a permutation, so the scatter fills every entry.
+    place = torch.where(blocks, rank - 1, count + column - rank)
+    indices = torch.empty(blocks.shape, dtype=torch.int32, device=blocks.device)
+    indices = indices.scatter(-1, place, column.int().expand(blocks.shape))
+    return count.squeeze(-1).int(), indices
+
+
+def from_classes(blocks: Tensor, compact: bool) -> tuple[Tensor, Tensor]:
+    """The same, outside a trace, from the blocks that are there."""
+    lanes, (rows, columns) = blocks.shape[:2], blocks.shape[2:]
+    count = blocks.sum(-1, dtype=torch.int32)
+    entry = blocks.reshape(-1, columns).nonzero()  # ascending by row, then column
+    row, column = entry[:, 0], entry[:, 1]
+    width = _width(count, columns, compact)
+    before = count.view(-1).cumsum(0) - count.view(-1)
+    place = torch.arange(row.shape[0], device=blocks.device) + (
+        torch.arange(before.shape[0], device=blocks.device) * width - before
+    ).index_select(0, row)
+    flat = _storage(before.shape[0], width, columns, blocks.device)
+    flat[place] = column.int()
+    return count, _view(flat, (*lanes, rows, columns), width)
+
+
+def from_runs(runs: Runs, shape: tuple[int, int, int, int], compact: bool) -> tuple[Tensor, Tensor]:
+    """Counts and indices from disjoint runs in any order."""
+    *lanes, rows, columns = shape
+    total = lanes[0] * lanes[1] * rows
+    device = runs.row.device
+    order = torch.argsort(runs.row * columns + runs.start) if runs.row.shape[0] else runs.row
+    row, start, length = (x.index_select(0, order) for x in runs)
+    count = torch.zeros(total, dtype=torch.long, device=device).index_add_(0, row, length)
+    width = _width(count, columns, compact)
+    flat = _storage(total, width, columns, device)
+    end = length.cumsum(0)
+    begin = end - length  # entries before each run
+    row_begin = count.cumsum(0) - count  # entries before each row
+    place = begin - row_begin[row] + row * width
+    for part in _batches(end):
+        lengths = length[part]
+        run = torch.repeat_interleave(torch.arange(lengths.shape[0], device=device), lengths)
+        offset = torch.arange(run.shape[0], device=device) - (begin[part] - begin[part][:1])[run]
+        flat[place[part][run] + offset] = (start[part][run] + offset).int()
+    return count.int().view(*lanes, rows), _view(flat, shape, width)
+
+
+def _batches(end: Tensor) -> list[slice]:
+    """Slices of runs with at most about ENTRIES_AT_ONCE entries each."""
+    if not end.shape[0]:
+        return []
+    total = int(end[-1])
+    if total <= ENTRIES_AT_ONCE:
+        return [slice(0, end.shape[0])]
+    marks = torch.arange(ENTRIES_AT_ONCE, total, ENTRIES_AT_ONCE, device=end.device)
+    cuts = [0, *torch.searchsorted(end, marks).tolist(), end.shape[0]]
+    return [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+
+
+def _width(count: Tensor, columns: int, compact: bool) -> int:
+    return max(1, int(count.max())) if compact and count.numel() else columns
+
+
+def _storage(rows: int, width: int, columns: int, device: torch.device) -> Tensor:
+    return torch.zeros(rows * width + (columns - width), dtype=torch.int32, device=device)
+
+
+def _view(flat: Tensor, shape: tuple[int, ...], width: int) -> Tensor:
+    B, H, rows, columns = shape
+    return flat.as_strided((B, H, rows, columns), (H * rows * width, rows * width, width, 1))
