@@ -6,6 +6,7 @@ Build a mask from the vocabulary or from any function, combine with ``& | ^ ~``,
 
 from maskmod.algebra import Mask, mask_mod, same_structure
 from maskmod.attention import Choice, attention, lower, register_backend, select_backend
+from maskmod.blocks import BlockClasses, Tiles, block_mask, classify_blocks, classify_tiles
 from maskmod.dense import vmap_mask
 from maskmod.draw import draw
 from maskmod.indexing import at_positions, per_head, remap, shift, where
@@ -26,14 +27,19 @@ from maskmod.readers import additive_bias, dense_mask
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockClasses",
     "Choice",
     "Mask",
+    "Tiles",
     "additive_bias",
     "at_positions",
     "attention",
+    "block_mask",
     "blockwise",
     "causal",
     "chunked",
+    "classify_blocks",
+    "classify_tiles",
     "dense_mask",
     "document",
     "draw",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskmod.algebra import MaskMod
+from maskmod.algebra import MaskMod, as_mask, device_of, sizes_of, tracing
+from maskmod.blocks import paint
 from maskmod.dense import vmap_mask
 from maskmod.errors import MaskTypeError, MaskValueError
 
@@ -30,15 +31,24 @@ def dense_mask(
         mask: any callable ``(b, h, q_idx, kv_idx) -> bool``.
         B, H: sizes; None means 1.
         device: None takes the device of the mask's own tensors, else torch's default.
-        method: "vmap", or "auto" for the fastest that applies.
+        method: "vmap", "blocks" (fill whole blocks, evaluate partial ones; needs a predicate that the analyser can
+            record, and no trace), or "auto": blocks where they apply, else vmap.
 
     >>> from maskmod import causal
     >>> dense_mask(causal(), 1, 1, 2, 2).tolist()
     [[[[True, False], [True, True]]]]
     """
-    if method not in ("auto", "vmap"):
-        raise MaskValueError(f"dense_mask(method={method!r})", "no such method", 'Pass "auto" or "vmap".')
-    return vmap_mask(mask, B, H, q_len, kv_len, device=device)
+    if method not in ("auto", "vmap", "blocks"):
+        raise MaskValueError(f"dense_mask(method={method!r})", "no such method", 'Pass "auto", "vmap" or "blocks".')
+    mask = as_mask(mask)
+    painted = None
+    if method != "vmap" and not tracing(*mask.tensors()):
+        painted = paint(mask, sizes_of(mask, B, H, q_len, kv_len), device_of(mask, device))
+    if painted is None and method == "blocks":
+        raise MaskValueError(
+            f'dense_mask({mask!r}, method="blocks")', "it cannot be painted here", 'Pass method="auto" or "vmap".'
+        )
+    return vmap_mask(mask, B, H, q_len, kv_len, device=device) if painted is None else painted
 
 
 def additive_bias(

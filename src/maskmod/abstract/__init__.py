@@ -18,4 +18,18 @@ from maskmod.abstract.formula import normal
 from maskmod.abstract.grid import Blocks, Grid, Selection
 from maskmod.abstract.transfer import may
 
-__all__ = ["BOTH", "KV", "NEITHER", "Blocks", "Grid", "Node", "Q", "Selection", "Unknown", "evaluate", "may", "normal", "record"]
+__all__ = [
+    "BOTH",
+    "KV",
+    "NEITHER",
+    "Blocks",
+    "Grid",
+    "Node",
+    "Q",
+    "Selection",
+    "Unknown",
+    "evaluate",
+    "may",
+    "normal",
+    "record",
+]

@@ -364,7 +364,7 @@ def _record_getitem(tape: Tape, table: Tensor, index: Any, sample: Tensor) -> No
         earlier, table = list(node.args[1 : 1 + _picked(node)]), node.args[0]
     index = earlier + index
     if Ellipsis in [i for i in index if not isinstance(i, (Tensor, Node))]:
-        at = [k for k, i in enumerate(index) if i is Ellipsis][0]
+        at = next(k for k, i in enumerate(index) if i is Ellipsis)
         index[at : at + 1] = [slice(None)] * (table.dim() - len(index) + 1)
     index += [slice(None)] * (table.dim() - len(index))
     entries = []

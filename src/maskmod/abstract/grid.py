@@ -11,12 +11,11 @@ Nothing here knows what a mask is; the arrays carry (B|1, H|1, n_q|1, n_kv|1) an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from maskmod.abstract.expression import KV, LANES, NEITHER, Node, Q, Tape
+from maskmod.abstract.expression import LANES, NEITHER, Node, Q, Tape
 
 __all__ = ["Blocks", "Grid", "Guard", "Selection"]
 

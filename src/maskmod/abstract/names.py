@@ -10,18 +10,25 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = ["CASTS", "CONSTANTS", "ELEMENTWISE", "IDENTITIES", "IN_PLACE", "INFORMATION", "REDUCTIONS", "RESHAPES", "canonical_name"]
+__all__ = [
+    "CASTS",
+    "CONSTANTS",
+    "ELEMENTWISE",
+    "IDENTITIES",
+    "INFORMATION",
+    "IN_PLACE",
+    "REDUCTIONS",
+    "RESHAPES",
+    "canonical_name",
+]
 
 # Applied element by element, result depending on nothing else: these evaluate on any frame by broadcasting.
-ELEMENTWISE: dict[str, Callable] = {
-    name: getattr(torch, name)
-    for name in (
-        "abs add bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil clamp cos "
-        "div eq exp floor floor_divide fmod ge gt isfinite isinf isnan le log logical_and logical_not logical_or "
-        "logical_xor lt maximum minimum mul ne neg pow reciprocal remainder round sigmoid sign sin sqrt square sub "
-        "tan tanh trunc where"
-    ).split()
-}
+_ELEMENTWISE = """
+    abs add bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil clamp cos div eq
+    exp floor floor_divide fmod ge gt isfinite isinf isnan le log logical_and logical_not logical_or logical_xor lt
+    maximum minimum mul ne neg pow reciprocal remainder round sigmoid sign sin sqrt square sub tan tanh trunc where
+"""
+ELEMENTWISE: dict[str, Callable] = {name: getattr(torch, name) for name in _ELEMENTWISE.split()}
 REDUCTIONS = ("any", "all")
 CASTS = ("bool", "byte", "char", "short", "int", "long", "half", "bfloat16", "float", "double", "to", "type", "type_as")
 IDENTITIES = ("clone", "contiguous", "detach")
@@ -29,7 +36,8 @@ RESHAPES = ("unsqueeze", "squeeze", "view", "reshape", "flatten")
 CONSTANTS = ("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like")
 INFORMATION = ("dim", "size", "numel", "is_floating_point", "element_size", "ndimension", "get_device")
 IN_PLACE = tuple(
-    f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
+    f"__i{name}__"
+    for name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"]
 )
 
 _SYNONYMS = {

@@ -4,7 +4,7 @@
 `must(e) = not may(not e)`. Conjunctions hand facts down to their other parts:
 
 - a fact of one axis is a guard: the other parts are only asked about tokens where it holds;
-- an equality of ids, `a(q) == c(kv)`, sharpens every order comparison beside it: under it, `f(q) < g(kv)` is the same as
+- an equality of ids, `a(q) == c(kv)`, sharpens every order comparison beside it: there, `f(q) < g(kv)` is the same as
   `a(q) * M + f(q) < c(kv) * M + g(kv)`, and once M exceeds the spread of f and g, smallest and largest values of these
   sums belong to the id that neighbouring blocks share, not to whatever else lies in the blocks.
 

@@ -17,12 +17,13 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, tracing
 from maskmod.blocks.analysis import Analysis, TileList
+from maskmod.blocks.paint import paint
 from maskmod.blocks.tables import COMPACT_BYTES, Runs, from_classes, from_classes_traced, from_runs
 from maskmod.blocks.tiles import Rectangles, Row, Tiles, descend, rectangles
 from maskmod.dense import vmap_mask
 from maskmod.errors import MaskTypeError, MaskValueError
 
-__all__ = ["BlockClasses", "Rectangles", "Row", "Tiles", "block_mask", "classify_blocks", "classify_tiles"]
+__all__ = ["BlockClasses", "Rectangles", "Row", "Tiles", "block_mask", "classify_blocks", "classify_tiles", "paint"]
 
 GRID_BLOCKS = 1 << 18  # up to this many blocks they are all asked about at once; beyond, big tiles come first
 
@@ -193,8 +194,8 @@ def classify_tiles(
 ) -> Tiles:
     """A quad-tree of the mask: big tiles that are visible throughout, and the blocks on the boundary.
 
-    The same answer as `classify_blocks` in O(N + boundary) memory and time, for lengths whose block table would not fit.
-    Not for use inside a trace: its shapes depend on values.
+    The same answer as `classify_blocks` in O(N + boundary) memory and time, for lengths whose block table
+    would not fit. Not for use inside a trace: its shapes depend on values.
 
     >>> from maskmod import causal
     >>> tiles = classify_tiles(causal(), 1, 1, 1024, 1024)
@@ -314,7 +315,7 @@ def _trimmed(
         last = analysis.counts[dim] - 1
         place, count = whole[2 + dim], whole[4 + dim]
         touches = place + count > last
-        strip = list(x[touches] for x in whole)
+        strip = [x[touches] for x in whole]
         strip[2 + dim], strip[4 + dim] = torch.full_like(strip[2 + dim], last), torch.ones_like(strip[4 + dim])
         partial.append(Rectangles(*strip))
         fields = list(whole)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskmod.abstract import BOTH, KV, Q, Blocks, Grid, Node, Selection, Unknown, evaluate, may, normal, record
+from maskmod.abstract import KV, Blocks, Grid, Node, Q, Selection, Unknown, evaluate, may, normal, record
 from maskmod.algebra import Mask, Sizes, tracing
 from maskmod.dense import vmap_at
 from maskmod.errors import MaskTypeError

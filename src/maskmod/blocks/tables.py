@@ -11,6 +11,7 @@ their counts. Such a table must not be written to.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ def from_classes(blocks: Tensor, compact: bool) -> tuple[Tensor, Tensor]:
         torch.arange(before.shape[0], device=blocks.device) * width - before
     ).index_select(0, row)
     flat = _storage(before.shape[0], width, columns, blocks.device)
-    flat[place] = column.int()
+    flat.scatter_(0, place, column.int())
     return count, _view(flat, (*lanes, rows, columns), width)
 
 
@@ -77,7 +78,7 @@ def from_runs(runs: Runs, shape: tuple[int, int, int, int], compact: bool) -> tu
         lengths = length[part]
         run = torch.repeat_interleave(torch.arange(lengths.shape[0], device=device), lengths)
         offset = torch.arange(run.shape[0], device=device) - (begin[part] - begin[part][:1])[run]
-        flat[place[part][run] + offset] = (start[part][run] + offset).int()
+        flat.scatter_(0, place[part][run] + offset, (start[part][run] + offset).int())
     return count.int().view(*lanes, rows), _view(flat, shape, width)
 
 
@@ -90,7 +91,7 @@ def _batches(end: Tensor) -> list[slice]:
         return [slice(0, end.shape[0])]
     marks = torch.arange(ENTRIES_AT_ONCE, total, ENTRIES_AT_ONCE, device=end.device)
     cuts = [0, *torch.searchsorted(end, marks).tolist(), end.shape[0]]
-    return [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    return [slice(a, b) for a, b in itertools.pairwise(cuts) if a < b]
 
 
 def _width(count: Tensor, columns: int, compact: bool) -> int:

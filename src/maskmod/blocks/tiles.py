@@ -60,7 +60,9 @@ def descend(analysis: Analysis, exact: bool) -> tuple[list[tuple[int, TileList]]
             full.append((ratio, tiles.take(~leaves_hidden)))
             tiles = tiles.take(leaves_hidden)
         if level:
-            tiles = _divide(tiles, ratio // ratios[level - 1], -(-rows // ratios[level - 1]), -(-columns // ratios[level - 1]))
+            tiles = _divide(
+                tiles, ratio // ratios[level - 1], -(-rows // ratios[level - 1]), -(-columns // ratios[level - 1])
+            )
     if exact:
         all_visible, none_visible = analysis.settle(tiles)
         if bool(all_visible.any()):
@@ -214,7 +216,9 @@ class Tiles:
         return tuple(x.view(B, H, rows * bq)[..., : sizes.q_len].expand(shape) for x in (count, first, last))  # type: ignore[return-value]
 
 
-def rectangles(analysis: Analysis, full: list[tuple[int, TileList]], partial: TileList) -> tuple[Rectangles, Rectangles]:
+def rectangles(
+    analysis: Analysis, full: list[tuple[int, TileList]], partial: TileList
+) -> tuple[Rectangles, Rectangles]:
     """Tiles of several sizes as rectangles of blocks, cut to the table."""
     rows, columns = analysis.counts
     q = torch.cat([t.q * r for r, t in full]) if full else partial.q[:0]

@@ -1,0 +1,1 @@
+"""Other people's names for the same things, one module for each of them."""
