@@ -63,7 +63,7 @@ def reads_b_and_h(mask: MaskMod, *, device: torch.device | str | None = None) ->
 
 
 def vmap_at(mask: Mask, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-    """The meaning of a mask on n tiles: rows q_idx (n, nq), columns kv_idx (n, nkv), lanes b and h (n,); (n, nq, nkv)."""
+    """The meaning of a mask on tiles: lanes (n,), queries (n, nq) and keys (n, nkv) to bool (n, nq, nkv)."""
 
     def scalar(b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Tensor:
         return _as_scalar_bool(mask, mask(b, h, q_idx, kv_idx), q_idx.device)

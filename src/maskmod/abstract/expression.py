@@ -25,7 +25,6 @@ from maskmod.abstract.names import (
     CONSTANTS,
     ELEMENTWISE,
     IDENTITIES,
-    IN_PLACE,
     INFORMATION,
     REDUCTIONS,
     RESHAPES,
@@ -222,11 +221,10 @@ def _tape(args: tuple) -> Tape:
 
 
 def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
-    spelled = getattr(func, "__name__", "")
-    if spelled in IN_PLACE or (spelled.endswith("_") and not spelled.endswith("__")) or "out" in kwargs:
-        raise Unknown(f"{spelled} changes a recording scalar in place")
     name, args = canonical_name(func, args)
-    if name in INFORMATION or spelled == "__get__":
+    if name == "in_place" or "out" in kwargs:
+        raise Unknown(f"{func} changes a recording scalar in place")
+    if name in INFORMATION or (not torch.compiler.is_compiling() and func.__name__ == "__get__"):
         with _no_dispatch():
             answer = func(*args, **kwargs)
         if isinstance(answer, Tensor):
@@ -234,22 +232,23 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
         return answer
     if name in IDENTITIES:
         return args[0]
-    with _no_dispatch():
-        if name == "where" or name in ELEMENTWISE:
-            sample = ELEMENTWISE[name](*args, **kwargs)
-        else:
-            sample = func(*args, **kwargs)
-    if not isinstance(sample, Tensor):
-        raise Unknown(f"{name or func} asks a recording scalar for a Python value")
-    sample = sample.as_subclass(Tensor)
     tape = _tape((*args, *kwargs.values()))
     if name == "getitem":
-        return _scalar(_record_getitem(tape, args[0], args[1], sample))
+        return _scalar(_record_getitem(tape, args[0], args[1]))
     if name in CONSTANTS:
-        return _scalar(tape.node("constant", (sample,), sample))
+        with _no_dispatch():
+            value = func(*args, **{**kwargs, "device": tape.device})
+        return _scalar(tape.node("constant", (value,), _sample(tape, value)))
+    with _no_dispatch():
+        on_point = [_sample(tape, a) if isinstance(a, Tensor) else a for a in args]
+        sample = (ELEMENTWISE[name] if name in ELEMENTWISE else func)(*on_point, **kwargs)
+    if not isinstance(sample, Tensor):
+        raise Unknown(f"{name or func} asks a recording scalar for a Python value")
+    if sample is args[0]:  # `x.long()` of an int64 is x
+        return sample
     if name in CASTS:
         node = args[0].node
-        if sample.device != node.sample.device:
+        if sample.device != node.sample.device and sample.device != tape.device:
             raise Unknown("a move to another device")
         return args[0] if sample.dtype == node.dtype else _scalar(tape.node("cast", (node,), sample))
     if name in RESHAPES:
@@ -267,11 +266,20 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
     return _scalar(_record_lifted(tape, func, args, kwargs, sample))
 
 
+def _sample(tape: Tape, tensor: Tensor) -> Tensor:
+    """A captured tensor as it takes part in operations on the recorded point."""
+    if tape.traced and not isinstance(tensor, Scalar):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return tensor
+
+
 def _argument(tape: Tape, arg: Any) -> Any:
     if isinstance(arg, Scalar):
         return arg.node
     if isinstance(arg, Tensor):
-        return tape.node("constant", (arg,), arg)
+        if arg.device.type == "meta":
+            raise Unknown("an operation that this trace does not record")
+        return tape.node("constant", (arg,), _sample(tape, arg))
     return arg
 
 
@@ -345,11 +353,13 @@ def _record_reduction(tape: Tape, name: str, args: tuple, kwargs: dict, sample: 
     return tape.node(name, (node,), sample, (tuple(d % rank for d in dims), keepdim))
 
 
-def _record_getitem(tape: Tape, table: Tensor, index: Any, sample: Tensor) -> Node:
+def _record_getitem(tape: Tape, table: Tensor, index: Any) -> Node:
     index = list(index) if isinstance(index, tuple) else [index]
     recorded = any(isinstance(i, Scalar) for i in index)
     if not recorded:
         node = table.node
+        with _no_dispatch():
+            sample = table[tuple(index)]
         if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in index):
             return _record_lifted(tape, torch.Tensor.__getitem__, (table, tuple(index)), {}, sample)
         return Node(tape, "select", (node,), sample, tuple(index))  # slices do not hash
@@ -375,7 +385,9 @@ def _record_getitem(tape: Tape, table: Tensor, index: Any, sample: Tensor) -> No
         if not isinstance(i, Tensor) or i.dim() or i.dtype not in (torch.int64, torch.int32):
             raise Unknown("a table indexed by something other than scalars, ints and slices")
         entries.append(_argument(tape, i))
-    return tape.node("gather", (table, *entries), sample)
+    # Any index will do for the shape and dtype, and a static one asks no tensor for its value.
+    sample = table[tuple(i if isinstance(i, slice) else 0 for i in entries)]
+    return tape.node("gather", (table, *entries), _sample(tape, sample))
 
 
 def _picked(node: Node) -> int:
@@ -399,7 +411,9 @@ def _record_lifted(tape: Tape, func: Callable, args: tuple, kwargs: dict, sample
 def record(mask: Callable, B: int, H: int, q_len: int, kv_len: int, device: torch.device, traced: bool) -> Node:
     """The predicate as an expression. Raises `Unknown` where it has no meaning for the analyser."""
     tape = Tape(B, H, q_len, kv_len, device, traced)
-    zero = torch.zeros((), dtype=torch.long, device=device)
+    # In a trace the point is on the meta device: should Dynamo carry an operation out without showing it to
+    # `Scalar`, the result can then be told from a captured tensor, and is refused.
+    zero = torch.zeros((), dtype=torch.long, device="meta" if traced else device)
     scalars = [_scalar(tape.node("index", (lane,), zero)) for lane in range(LANES)]
     try:
         with _Indexing():
@@ -414,7 +428,9 @@ def record(mask: Callable, B: int, H: int, q_len: int, kv_len: int, device: torc
         return answer.node
     if not isinstance(answer, Tensor):
         answer = torch.full((), bool(answer), device=device)
-    return tape.node("constant", (answer,), answer)
+    constant = _argument(tape, answer)
+    assert isinstance(constant, Node)
+    return constant
 
 
 def evaluate(node: Node, take: Callable[[Node], Tensor]) -> Tensor:

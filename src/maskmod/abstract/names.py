@@ -16,7 +16,6 @@ __all__ = [
     "ELEMENTWISE",
     "IDENTITIES",
     "INFORMATION",
-    "IN_PLACE",
     "REDUCTIONS",
     "RESHAPES",
     "canonical_name",
@@ -35,10 +34,9 @@ IDENTITIES = ("clone", "contiguous", "detach")
 RESHAPES = ("unsqueeze", "squeeze", "view", "reshape", "flatten")
 CONSTANTS = ("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like")
 INFORMATION = ("dim", "size", "numel", "is_floating_point", "element_size", "ndimension", "get_device")
-IN_PLACE = tuple(
-    f"__i{name}__"
-    for name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"]
-)
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+_IN_PLACE = tuple(f"__i{operator}__" for operator in _OPERATORS)
 
 _SYNONYMS = {
     "absolute": "abs",
@@ -89,7 +87,9 @@ def _collect() -> tuple[dict, tuple]:
         for attribute in dir(owner):
             name = attribute[2:-2] if attribute.startswith("__") else attribute
             name = _SYNONYMS.get(name, name)
-            if name not in known and name not in _REFLECTED and name != "getitem":
+            if attribute in _IN_PLACE or (attribute.endswith("_") and not attribute.startswith("_")):
+                name = "in_place"
+            elif name not in known and name not in _REFLECTED and name != "getitem":
                 continue
             if name == "where" and owner is torch.Tensor:
                 name = "where_method"  # x.where(condition, y), not where(condition, x, y)
