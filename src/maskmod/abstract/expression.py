@@ -141,7 +141,7 @@ class Node:
 def _gather(node: Node, args: list) -> Tensor:
     table, *index = args
     table = table[tuple(i if isinstance(i, slice) else slice(None) for i in index)]
-    if not node.tape.traced and (view := _slice_of(table, node, index)) is not None:
+    if node.axes != BOTH and not node.tape.traced and (view := _slice_of(table, node, index)) is not None:
         return view
     picked = [d for d, i in enumerate(index) if not isinstance(i, slice)]
     rest = [d for d in range(table.dim()) if d not in picked]
@@ -186,6 +186,22 @@ class Scalar(torch.Tensor):
     """What a predicate sees while it is recorded: a tensor that also knows the node it stands for."""
 
     node: Node
+
+    @property
+    def device(self) -> torch.device:
+        return self.node.tape.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.node.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.node.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.node.shape)
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -239,6 +255,9 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
         with _no_dispatch():
             value = func(*args, **{**kwargs, "device": tape.device})
         return _scalar(tape.node("constant", (value,), _sample(tape, value)))
+    if name in CASTS:
+        node, dtype = args[0].node, _cast_target(tape, name, args, kwargs)
+        return args[0] if dtype == node.dtype else _scalar(_cast(node, dtype))
     with _no_dispatch():
         on_point = [_sample(tape, a) if isinstance(a, Tensor) else a for a in args]
         sample = (ELEMENTWISE[name] if name in ELEMENTWISE else func)(*on_point, **kwargs)
@@ -246,11 +265,6 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
         raise Unknown(f"{name or func} asks a recording scalar for a Python value")
     if sample is args[0]:  # `x.long()` of an int64 is x
         return sample
-    if name in CASTS:
-        node = args[0].node
-        if sample.device != node.sample.device and sample.device != tape.device:
-            raise Unknown("a move to another device")
-        return args[0] if sample.dtype == node.dtype else _scalar(tape.node("cast", (node,), sample))
     if name in RESHAPES:
         return _scalar(tape.node("reshape", (args[0].node,), sample))
     if name in REDUCTIONS:
@@ -264,6 +278,34 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
             return _scalar(simpler)
         return _scalar(tape.node(name, tuple(nodes), sample, tuple(kwargs.items())))
     return _scalar(_record_lifted(tape, func, args, kwargs, sample))
+
+
+_CAST_DTYPES = {
+    "bool": torch.bool,
+    "byte": torch.uint8,
+    "char": torch.int8,
+    "short": torch.int16,
+    "int": torch.int32,
+    "long": torch.int64,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "double": torch.float64,
+}
+
+
+def _cast_target(tape: Tape, name: str, args: tuple, kwargs: dict) -> torch.dtype:
+    if name in _CAST_DTYPES:
+        return _CAST_DTYPES[name]
+    dtype = args[0].node.dtype
+    for option in (*args[1:], *kwargs.values()):
+        if isinstance(option, torch.dtype):
+            dtype = option
+        elif isinstance(option, Tensor):
+            dtype = option.dtype
+        elif isinstance(option, (str, torch.device)) and torch.device(option).type != tape.device.type:
+            raise Unknown("a move to another device")
+    return dtype
 
 
 def _sample(tape: Tape, tensor: Tensor) -> Tensor:
@@ -312,7 +354,9 @@ def _range(arg: Any) -> tuple[int, int] | None:
 
 
 def _cast(node: Node, dtype: torch.dtype) -> Node:
-    return node if node.dtype == dtype else node.tape.node("cast", (node,), node.sample.to(dtype))
+    if node.dtype == dtype:
+        return node
+    return node.tape.node("cast", (node,), node.sample.to(dtype), (dtype,))
 
 
 def _aligned(tape: Tape, name: str, args: list) -> list:
