@@ -7,6 +7,7 @@ The expressions use every atom of the vocabulary and the operators between them,
 
 from __future__ import annotations
 
+import functools
 import random
 
 import torch
@@ -173,7 +174,7 @@ class Case:
 
     def check(self) -> int:
         """Soundness over blocks and tiles, equality of tables; the number of blocks needlessly called partial."""
-        truth = self.truth()
+        truth = self.truth
         if truth is None:  # the predicate is an error; whatever it is, torch says so
             return 0
         sizes = (self.B, self.H, self.q_len, self.kv_len)
@@ -208,7 +209,7 @@ class Case:
 
     def check_tables(self) -> None:
         """The whole BlockMask, against torch's."""
-        truth = self.truth()
+        truth = self.truth
         if truth is None:
             return
         arguments = (self.mask, self.B, self.H, self.q_len, self.kv_len)
@@ -219,7 +220,10 @@ class Case:
         )
         assert_same_tables(ours, theirs, repr(self))
 
+    @functools.cached_property
     def truth(self) -> torch.Tensor | None:
+        """What the predicate means, by torch's own vmap; None where it is an error."""
+
         def whole(b, h, q, k):
             answer = self.mask(b, h, q, k)
             return torch.full((), answer) if isinstance(answer, bool) else answer

@@ -154,7 +154,8 @@ class Blocks:
         def base() -> Tensor:
             x = node.value.long()
             # Ids near each other must not collide, so the low bits stay; higher bits are folded in for sparse ids.
-            bits = torch.bitwise_left_shift(torch.ones_like(x), (x ^ (x >> 6) ^ (x >> 13) ^ (x >> 27)) & 63)
+            hashed = (x + 7 * (x >> 6) + 11 * (x >> 13) + 13 * (x >> 27)) & 63
+            bits = torch.bitwise_left_shift(torch.ones_like(x), hashed)
             held = self.guarded(guard)
             if held is not None:
                 bits = torch.where(held.reshape(held.shape + (1,) * len(node.shape)), bits, 0)

@@ -59,7 +59,7 @@ class _Question:
 
     def may(self, formula: Formula, given: _Given) -> Tensor:
         if isinstance(formula, Fact):
-            return self.holds(formula, given)
+            return self.may_fact(formula, given)
         if isinstance(formula, And):
             return self.may_and(formula, given)
         if isinstance(formula, Or):
@@ -82,6 +82,18 @@ class _Question:
     def holds(self, fact: Fact, given: _Given) -> Tensor:
         node = fact.node
         return self.frame.spread(self.blocks.any(node, fact.sign, given.guard(node.axes), self.frame.ratio))
+
+    def may_fact(self, fact: Fact, given: _Given) -> Tensor:
+        answer = self.holds(fact, given)
+        if fact.node.axes == NEITHER or fact.node.shape:
+            return answer
+        # Beside an equality of ids, the fact must hold at a token that has the other side's id.
+        guards = {Q: given.q, KV: given.kv}
+        guards[fact.node.axes] = (*guards[fact.node.axes], (fact.node, fact.sign))
+        narrower = _Given(guards[Q], guards[KV])
+        for equal in given.equal:
+            answer = answer & self.may_sides(equal, narrower)
+        return answer
 
     def may_and(self, formula: And, given: _Given) -> Tensor:
         answers, rest, new = [], [], {Q: list(given.q), KV: list(given.kv)}
@@ -106,6 +118,9 @@ class _Question:
         apart = sides(compare)
         if apart is None:
             return self.may_compare_bounds(compare, given)
+        return self.may_sides(apart, given)
+
+    def may_sides(self, apart: Sides, given: _Given) -> Tensor:
         left, right = self.side(apart, Q, given), self.side(apart, KV, given)
         answer = _may(apart.op, left, right)
         if apart.op == "eq":
