@@ -11,7 +11,11 @@ import functools
 import random
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, create_mask
+from torch.nn.attention.flex_attention import (
+    _convert_mask_to_block_mask,
+    _create_sparse_block_from_block_mask,
+    create_mask,
+)
 
 from maskmod.abstract import Blocks, Grid, Selection, Unknown, may, normal, record
 from maskmod.algebra import as_mask
@@ -212,12 +216,13 @@ class Case:
         truth = self.truth
         if truth is None:
             return
-        arguments = (self.mask, self.B, self.H, self.q_len, self.kv_len)
-        ours = block_mask(*arguments, block_size=self.block_size, compact=self.rng.choice((None, True)))
-        # torch rejects predicates that return a Python bool; a table look-up means the same.
-        theirs = create_block_mask(
-            lambda b, h, q, k: truth[b, h, q, k], *arguments[1:], device="cpu", BLOCK_SIZE=self.block_size
+        sizes = (self.B, self.H, self.q_len, self.kv_len)
+        ours = block_mask(self.mask, *sizes, block_size=self.block_size, compact=self.rng.choice((None, True)))
+        pair = self.block_size if isinstance(self.block_size, tuple) else (self.block_size,) * 2
+        theirs = _create_sparse_block_from_block_mask(
+            _convert_mask_to_block_mask(truth, *pair, separate_full_blocks=True), self.mask, sizes[2:], *pair
         )
+        assert ours.mask_mod is self.mask
         assert_same_tables(ours, theirs, repr(self))
 
     @functools.cached_property

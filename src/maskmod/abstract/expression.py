@@ -360,18 +360,19 @@ def _cast(node: Node, dtype: torch.dtype) -> Node:
 
 
 def _aligned(tape: Tape, name: str, args: list) -> list:
-    """Give all nodes one rank, as broadcasting would; torch's promotion depends on rank, so it is settled first."""
-    ranks = [len(a.shape) for a in args if isinstance(a, Node)]
-    rank = max(ranks)
-    if min(ranks) == rank:
+    """Give all nodes one rank, as broadcasting would.
+
+    vmap, which defines what a predicate means, promotes values of different rank and dtype unlike torch does on the
+    values themselves, and `where` and `clamp` even those of one rank; such mixtures are refused.
+    """
+    nodes = [a for a in args if isinstance(a, Node)]
+    rank = max(len(a.shape) for a in nodes)
+    same_rank = all(len(a.shape) == rank for a in nodes)
+    operands = nodes[1:] if name == "where" else nodes
+    if (not same_rank or name in ("where", "clamp")) and len({a.dtype for a in operands}) > 1:
+        raise Unknown(f"{name} of values whose promotion depends on their rank")
+    if same_rank:
         return args
-    start = 1 if name == "where" else 0
-    operands = [a for a in args[start:] if isinstance(a, Node)]
-    if len(operands) > 2 or (len(operands) == 1 and name != "where"):
-        raise Unknown(f"{name} of three values of different rank")
-    if len(operands) == 2:
-        dtype = torch.result_type(operands[0].sample, operands[1].sample)
-        args = args[:start] + [_cast(a, dtype) if isinstance(a, Node) else a for a in args[start:]]
     aligned = []
     for a in args:
         if isinstance(a, Node) and len(a.shape) < rank:

@@ -40,7 +40,7 @@ class BlockClasses(NamedTuple):
 
 
 def _block_size(block_size: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (block_size, block_size) if isinstance(block_size, int) else tuple(block_size)
+    pair = block_size if isinstance(block_size, tuple) else (block_size, block_size)
     if len(pair) != 2 or any(isinstance(s, bool) or not isinstance(s, int) for s in pair):
         raise MaskTypeError(f"block_size={block_size!r}", "neither an int nor a pair of ints", "Pass 128, or (q, kv).")
     if min(pair) < 1:

@@ -48,7 +48,7 @@ def from_classes(blocks: Tensor, compact: bool) -> tuple[Tensor, Tensor]:
     """The same, outside a trace, from the blocks that are there."""
     lanes, (rows, columns) = blocks.shape[:2], blocks.shape[2:]
     count = blocks.sum(-1, dtype=torch.int32)
-    entry = blocks.reshape(-1, columns).nonzero()  # ascending by row, then column
+    entry = blocks.reshape(count.numel(), columns).nonzero()  # ascending by row, then column
     row, column = entry[:, 0], entry[:, 1]
     width = _width(count, columns, compact)
     before = count.view(-1).cumsum(0) - count.view(-1)

@@ -1,0 +1,219 @@
+"""The analyser alone: soundness on random predicates, and the places where arithmetic, dtypes and indices deceive."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+
+import pytest
+import torch
+from random_masks import Case
+
+from maskmod.abstract import BOTH, Blocks, Grid, Unknown, may, normal, record
+from maskmod.algebra import as_mask
+from maskmod.dense import vmap_mask
+
+CPU = torch.device("cpu")
+CASES = 2000  # a case takes about 25 ms
+PARTS = 20
+LONG = 40_000
+
+
+def recorded(mask, q_len=64, kv_len=64, B=1, H=1):
+    return record(as_mask(mask), B, H, q_len, kv_len, CPU, False)
+
+
+def classes(mask, q_len=64, kv_len=64, B=1, H=1, size=(16, 16)):
+    """(must, may) of every block."""
+    root = recorded(mask, q_len, kv_len, B, H)
+    grid = Grid(Blocks(root.tape, size))
+    return ~may(normal(root, False), grid), may(normal(root), grid)
+
+
+def assert_sound(mask, q_len=64, kv_len=64, B=1, H=1, size=16) -> None:
+    must, could = classes(mask, q_len, kv_len, B, H, (size, size))
+    truth = vmap_mask(mask, B, H, q_len, kv_len)
+    x = truth.unflatten(3, (-1, size)).unflatten(2, (-1, size))
+    assert not (must & ~x.all(5).all(3)).any()
+    assert not (x.any(5).any(3) & ~could).any()
+
+
+def run(seeds) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vmap warns of the slow paths that some cases take
+        for seed in seeds:
+            case = Case(seed)
+            try:
+                case.check()
+                case.check_tables()
+            except Exception as error:
+                raise AssertionError(f"{case!r}") from error
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_predicates(part: int) -> None:
+    run(range(part, CASES, PARTS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_predicates_long(part: int) -> None:
+    run(range(CASES + part, CASES + LONG, PARTS))
+
+
+def test_most_random_predicates_are_recorded() -> None:
+    refused = 0
+    for seed in range(200):
+        case = Case(seed)
+        try:
+            record(as_mask(case.mask), case.B, case.H, case.q_len, case.kv_len, CPU, False)
+        except Unknown:
+            refused += 1
+    assert refused <= 12
+
+
+# --------------------------------------------------------------------------------------- what the rules must not trust
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("op", [operator.add, operator.sub, operator.mul])
+@pytest.mark.parametrize("compare", [operator.lt, operator.ge, operator.eq])
+def test_arithmetic_wraps(dtype, op, compare) -> None:
+    info = torch.iinfo(dtype)
+    generator = torch.Generator().manual_seed(0)
+    a, c = (torch.randint(0, 8, (64,), generator=generator) for _ in range(2))
+    near = torch.tensor([info.min, info.min + 1, -1 if info.min else 2, 0, 1, info.max - 1, info.max, 3], dtype=dtype)
+    a, c = near[a], near[c]
+    assert_sound(lambda b, h, q, k: compare(op(a[q], c[k]), 1), size=4)
+    assert_sound(lambda b, h, q, k: compare(op(a[q], c[k]), c[k]), size=4)
+
+
+def test_sums_that_leave_int64() -> None:
+    table = torch.full((64,), 2**61)
+    assert_sound(lambda b, h, q, k: table[q] + table[k] + table[k] + table[k] > 0)
+    assert_sound(lambda b, h, q, k: q - table[q] * 4 < k + table[k] * 3)
+
+
+def test_bitwise_not_of_bools_turned_into_ints() -> None:
+    assert_sound(lambda b, h, q, k: (~(q >= k).int()) < -1)
+    assert_sound(lambda b, h, q, k: ((q >= k).int() ^ 1) == 1)
+    assert_sound(lambda b, h, q, k: -(q >= k).long() < 0)
+    assert_sound(lambda b, h, q, k: (q >= k).to(torch.uint8) - 1 > 3)
+
+
+@pytest.mark.parametrize("divisor", [-7, -1, 1, 5])
+def test_division_of_negatives(divisor: int) -> None:
+    assert_sound(lambda b, h, q, k: (q - k) // divisor < -2, size=8)
+    assert_sound(lambda b, h, q, k: (q - k) % divisor >= 2, size=8)
+    assert_sound(lambda b, h, q, k: torch.div(q - k, divisor, rounding_mode="trunc") < -2, size=8)
+    assert_sound(lambda b, h, q, k: torch.fmod(q - k, divisor) >= 2, size=8)
+
+
+def test_division_by_what_may_be_zero_or_negative() -> None:
+    by = torch.arange(64) - 20
+    by[20] = 3
+    assert_sound(lambda b, h, q, k: (q - k) // by[q] > 1, size=8)
+    assert_sound(lambda b, h, q, k: (q + k) % by[k] > 1, size=8)
+
+
+def test_indices_that_wrap_around() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(64, 64, generator=generator) < 0.02
+    line = torch.rand(64, generator=generator) < 0.05
+    assert_sound(lambda b, h, q, k: table[q - 32, k - 50], size=8)
+    assert_sound(lambda b, h, q, k: line[q - k], size=8)
+    assert_sound(lambda b, h, q, k: ~line[(q - k) % 64], size=8)
+    assert_sound(lambda b, h, q, k: table[-1 - q, k], size=8)
+
+
+def test_nan_and_infinity() -> None:
+    x = torch.linspace(-2, 2, 64)
+    x[5], x[20], x[40] = torch.nan, torch.inf, -torch.inf
+    for compare in (operator.lt, operator.le, operator.eq, operator.ne, operator.gt):
+        assert_sound(lambda b, h, q, k, compare=compare: compare(x[q], x[k]), size=4)
+        assert_sound(lambda b, h, q, k, compare=compare: compare(x[q] - x[k], 0.5), size=4)
+        assert_sound(lambda b, h, q, k, compare=compare: ~compare(x[q] * x[k], 0.5), size=4)
+
+
+def test_rounding_to_a_narrower_float() -> None:
+    big = 2**24 + torch.arange(64)
+    same = torch.tensor(float(2**24))
+    assert_sound(lambda b, h, q, k: big[q] + 0 * k == same, size=4)
+    assert_sound(lambda b, h, q, k: (big[q] + 0 * k).half() > 1, size=4)
+    assert_sound(lambda b, h, q, k: (q - k) * 0.1 < 0.7, size=4)
+
+
+def test_promotion_that_vmap_decides_otherwise_is_refused() -> None:
+    # int8 rows against an int64 scalar, and `where` of two dtypes: vmap and plain torch differ, and vmap is right.
+    rows, byte = torch.zeros(64, 3, dtype=torch.int8), torch.arange(64).to(torch.uint8)
+    with pytest.raises(Unknown, match="promotion"):
+        recorded(lambda b, h, q, k: (rows[q] == k * 16).any(-1))
+    with pytest.raises(Unknown, match="promotion"):
+        recorded(lambda b, h, q, k: torch.where(q > 3, byte[q], k) < k)
+
+
+def test_guards_that_hold_nowhere() -> None:
+    ids = torch.full((64,), -1)
+    must, could = classes(lambda b, h, q, k: (ids[q] == ids[k]) & (ids[q] >= 0) & (q >= k))
+    assert not could.any()
+    assert not must.any()
+
+
+# ------------------------------------------------------------------------------------------------ what it must see
+
+
+def test_shared_segments_need_no_tokens() -> None:
+    ids = torch.arange(64) // 24
+    start = torch.tensor([0, 24, 48])
+    mask = lambda b, h, q, k: (ids[q] == ids[k]) & (q - start[ids[q]] >= k - start[ids[k]])  # noqa: E731
+    _, could = classes(mask)
+    x = vmap_mask(mask, 1, 1, 64, 64).unflatten(3, (-1, 16)).unflatten(2, (-1, 16))
+    assert torch.equal(could, x.any(5).any(3))
+
+
+def test_a_position_inside_a_table_costs_no_gather() -> None:
+    ids = torch.arange(64)
+    root = recorded(lambda b, h, q, k: (ids[q * ((q >= 0) & (q < 64))] == ids[k]) & (q >= k))
+    gathers = [n for n in root.tape.nodes if n.op == "gather"]
+    assert all(n.value.untyped_storage().data_ptr() == ids.untyped_storage().data_ptr() for n in gathers)
+
+
+def test_steps_are_recorded_once() -> None:
+    ids = torch.arange(64)
+    root = recorded(lambda b, h, q, k: (ids[q] == ids[k]) & (ids[q] > 3) & (ids[q] < 9))
+    assert sum(n.op == "gather" for n in root.tape.nodes) == 2
+    assert root.axes == BOTH
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda b, h, q, k: q >= k and k > 2,
+        lambda b, h, q, k: not (q >= k),
+        lambda b, h, q, k: q.item() > 3,
+        lambda b, h, q, k: torch.arange(64)[int(q)] > k,
+        lambda b, h, q, k: (q >= k).logical_and_(k > 3),
+        lambda b, h, q, k: torch.stack([q, k]).amax() > 3,
+        lambda b, h, q, k: torch.maximum(q, k, out=torch.empty((), dtype=torch.long)) > 3,
+        lambda b, h, q, k: undefined_name,  # noqa: F821
+    ],
+)
+def test_what_is_refused(mask) -> None:
+    with pytest.raises(Unknown):
+        recorded(mask)
+
+
+def test_python_answers() -> None:
+    for answer in (True, False):
+        must, could = classes(lambda b, h, q, k, answer=answer: answer)
+        assert bool(must.all()) is answer
+        assert bool(could.any()) is answer
+
+
+def test_any_function_of_one_axis_is_exact() -> None:
+    bounds = torch.tensor([10, 30, 31, 50])
+    mask = lambda b, h, q, k: torch.searchsorted(bounds, q, right=True) == torch.bucketize(k, bounds, right=True)  # noqa: E731
+    must, could = classes(mask)
+    x = vmap_mask(mask, 1, 1, 64, 64).unflatten(3, (-1, 16)).unflatten(2, (-1, 16))
+    assert torch.equal(must, x.all(5).all(3))
+    assert torch.equal(could, x.any(5).any(3))

@@ -1,0 +1,70 @@
+"""`maskmod.compat.flex` is torch's module under another name."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from random_masks import assert_same_tables
+from torch.nn.attention import flex_attention as theirs
+
+from maskmod import causal, sliding_window
+from maskmod.compat import flex as ours
+
+
+def banded(b, h, q_idx, kv_idx):
+    return (q_idx >= kv_idx) & (q_idx - kv_idx < 30)
+
+
+@pytest.mark.parametrize("name", ["create_mask", "create_block_mask", "and_masks", "or_masks"])
+def test_signatures(name: str) -> None:
+    mine, torchs = (inspect.signature(getattr(module, name)).parameters for module in (ours, theirs))
+    assert [(p.name, p.kind) for p in mine.values()] == [(p.name, p.kind) for p in torchs.values()]
+    assert [p.default for p in mine.values()] == [p.default for p in torchs.values()]
+
+
+@pytest.mark.parametrize("mask", [banded, causal() & sliding_window(9)], ids=["function", "mask"])
+@pytest.mark.parametrize("sizes", [(None, None, 256, 256), (2, 3, 100, 300), (1, 1, 1, 400)])
+@pytest.mark.parametrize("block_size", [128, (64, 32)])
+def test_tables(mask, sizes, block_size) -> None:
+    a = ours.create_block_mask(mask, *sizes, device="cpu", BLOCK_SIZE=block_size)
+    b = theirs.create_block_mask(mask, *sizes, device="cpu", BLOCK_SIZE=block_size)
+    assert a.mask_mod is mask
+    assert_same_tables(a, b)
+    assert torch.equal(ours.create_mask(mask, *sizes, "cpu"), theirs.create_mask(mask, *sizes, "cpu"))
+
+
+def test_other_arguments_are_passed_on() -> None:
+    a = ours.create_block_mask(banded, 1, 1, 256, 256, "cpu", 64, separate_full_blocks=False)
+    assert a.full_kv_indices is None
+    a = ours.create_block_mask(banded, 1, 1, 256, 256, "cpu", 64, compute_dq_write_order=True, dq_kv_order=False)
+    b = theirs.create_block_mask(banded, 1, 1, 256, 256, "cpu", 64, compute_dq_write_order=True, dq_kv_order=False)
+    assert a.dq_write_order is not None
+    assert torch.equal(a.dq_write_order, b.dq_write_order)
+    with pytest.raises(ValueError, match="dq_kv_order"):
+        ours.create_block_mask(banded, 1, 1, 256, 256, "cpu", dq_kv_order=None)  # pyright: ignore
+
+
+def test_compile_is_passed_on(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(theirs, "create_block_mask", lambda *args, **kwargs: seen.append((args, kwargs)))
+    ours.create_block_mask(banded, 1, 1, 128, 128, "cpu", 64, _compile=True)
+    ((args, kwargs),) = seen
+    assert args == (banded, 1, 1, 128, 128, "cpu", 64)
+    assert kwargs.pop("_compile")
+    assert kwargs == {"separate_full_blocks": True, "compute_dq_write_order": False, "dq_kv_order": True}
+
+
+def test_score_functions_are_torchs() -> None:
+    def score(score, b, h, q_idx, kv_idx):
+        return torch.where(q_idx >= kv_idx, score, -torch.inf)
+
+    assert torch.equal(ours.create_mask(score, 1, 1, 4, 4, "cpu"), theirs.create_mask(score, 1, 1, 4, 4, "cpu"))
+    with pytest.raises(AssertionError, match="mask_mod"):
+        ours.create_block_mask(score, 1, 1, 4, 4, "cpu")
+
+
+def test_combinators_are_torchs() -> None:
+    both = ours.and_masks(banded, ours.or_masks(causal(), banded))
+    assert torch.equal(ours.create_mask(both, 1, 1, 40, 40, "cpu"), theirs.create_mask(banded, 1, 1, 40, 40, "cpu"))
