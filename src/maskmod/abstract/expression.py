@@ -455,6 +455,8 @@ def _record_lifted(tape: Tape, func: Callable, args: tuple, kwargs: dict, sample
 
 def record(mask: Callable, B: int, H: int, q_len: int, kv_len: int, device: torch.device, traced: bool) -> Node:
     """The predicate as an expression. Raises `Unknown` where it has no meaning for the analyser."""
+    if traced and not torch.compiler.is_compiling():
+        raise Unknown("fake tensors outside a compiler cannot carry a recording")
     tape = Tape(B, H, q_len, kv_len, device, traced)
     # In a trace the point is on the meta device: should Dynamo carry an operation out without showing it to
     # `Scalar`, the result can then be told from a captured tensor, and is refused.
