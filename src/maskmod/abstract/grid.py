@@ -77,6 +77,7 @@ class Blocks:
         self.tape, self.size = tape, size
         self.counts = tuple(-(-n // s) for n, s in zip(tape.lengths[2:], size, strict=True))
         self._done: dict[tuple, Tensor] = {}
+        self._sorted: dict[int, bool] = {}
 
     def _cached(self, kind: str, node: Node, guard: Guard, ratio: int, base: Callable, reduce: Callable) -> Tensor:
         """The summary over blocks; over tiles of `ratio` blocks, reduced from it."""
@@ -166,10 +167,11 @@ class Blocks:
 
     def sorted(self, node: Node) -> bool:
         """Whether the values never decrease (asked outside a trace only): intervals of sorted ids need no hashes."""
-        dim = _dim(node.axes)
-        x = node.value
-        n = x.shape[dim]
-        return bool((x.narrow(dim, 1, n - 1) >= x.narrow(dim, 0, n - 1)).all())
+        if node.number not in self._sorted:
+            dim, x = _dim(node.axes), node.value
+            n = x.shape[dim]
+            self._sorted[node.number] = bool((x.narrow(dim, 1, n - 1) >= x.narrow(dim, 0, n - 1)).all())
+        return self._sorted[node.number]
 
 
 class Grid:

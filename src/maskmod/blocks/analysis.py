@@ -19,7 +19,8 @@ from maskmod.errors import MaskTypeError
 __all__ = ["Analysis", "TileList"]
 
 TOKENS_AT_ONCE = 1 << 21  # tokens evaluated in one batch: bounds memory at a few tens of MB, whatever the mask
-WITNESSES = 5  # sampled queries and keys of a block: its corners, centre, and their diagonal neighbours
+# Sampled queries, and as many keys, of a block: first its corners, then the centre and the corners' neighbours too.
+WITNESSES = (2, 5)
 
 
 class TileList(NamedTuple):
@@ -134,8 +135,12 @@ class Analysis:
             return full, empty
         unsettled = torch.arange(tiles.count, device=self.device)
         if self.root is not None:
-            answers = [self._witnessed(tiles.take(part)) for part in unsettled.split(TOKENS_AT_ONCE // WITNESSES**2)]
-            unsettled = unsettled[~torch.cat(answers)]
+            for per_side in WITNESSES:
+                parts = unsettled.split(TOKENS_AT_ONCE // per_side**2)
+                proven = [self._witnessed(tiles.take(part), per_side) for part in parts]
+                unsettled = unsettled[~torch.cat(proven)]
+                if not unsettled.shape[0]:
+                    break
         size = self.block_size[0] * self.block_size[1]
         for part in unsettled.split(max(1, TOKENS_AT_ONCE // size)):
             chosen = tiles.take(part)
@@ -143,14 +148,20 @@ class Analysis:
             full[part], empty[part] = visible.all(1), ~visible.any(1)
         return full, empty
 
-    def _witnessed(self, tiles: TileList) -> Tensor:  # bool (n,)
-        """Whether sampled tokens show both a visible and a hidden one."""
+    def _witnessed(self, tiles: TileList, per_side: int) -> Tensor:  # bool (n,)
+        """Whether sampled tokens, `per_side` x `per_side` of each block, show both a visible and a hidden one."""
         places = []
         for place, size, length in zip((tiles.q, tiles.kv), self.block_size, self.sizes[2:], strict=True):
-            offsets = torch.tensor([0, min(1, size - 1), size // 2, max(size - 2, 0), size - 1], device=self.device)
-            places.append((place.view(-1, 1) * size + offsets).clamp_(max=length - 1))
-        seen = self.tokens(tiles, *places).flatten(1)
-        return seen.any(1) & ~seen.all(1)
+            near = [0, size - 1, size // 2, min(1, size - 1), max(size - 2, 0)]
+            offsets = torch.tensor(near[:per_side], device=self.device)
+            tokens = place.view(-1, 1) * size + offsets
+            places.append(tokens.clamp_(max=length - 1) if length % size else tokens)
+        seen = self.tokens(tiles, *places).flatten(1).unbind(1)
+        # Column by column: reducing short rows of bools is slower than all the rest here.
+        differs = seen[1] ^ seen[0]
+        for other in seen[2:]:
+            differs = differs | (other ^ seen[0])
+        return differs
 
 
 def _lanes_read(root: Node) -> set[int]:

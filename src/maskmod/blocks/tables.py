@@ -65,7 +65,8 @@ def from_runs(runs: Runs, shape: tuple[int, int, int, int], compact: bool) -> tu
     *lanes, rows, columns = shape
     total = lanes[0] * lanes[1] * rows
     device = runs.row.device
-    order = torch.argsort(runs.row * columns + runs.start) if runs.row.shape[0] else runs.row
+    key = runs.row * columns + runs.start
+    order = torch.argsort(key.int() if total * columns < 1 << 31 else key)
     row, start, length = (x.index_select(0, order) for x in runs)
     count = torch.zeros(total, dtype=torch.long, device=device).index_add_(0, row, length)
     width = _width(count, columns, compact)
