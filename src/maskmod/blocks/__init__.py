@@ -332,7 +332,10 @@ def _runs(parts: list[Rectangles], shape: tuple[int, ...], transposed: bool) -> 
         if transposed:
             q, kv, q_count, kv_count = kv, q, kv_count, q_count
         row = (b * shape[1] + h) * shape[2] + q
-        tile = torch.repeat_interleave(torch.arange(row.shape[0], device=row.device), q_count)
-        offset = torch.arange(tile.shape[0], device=row.device) - (q_count.cumsum(0) - q_count)[tile]
-        runs.append(Runs(row[tile] + offset, kv[tile], kv_count[tile]))
+        total = int(q_count.sum())
+        if total > row.shape[0]:
+            tile = torch.repeat_interleave(q_count, output_size=total)
+            row = torch.arange(total, device=row.device) + (row - q_count.cumsum(0) + q_count).index_select(0, tile)
+            kv, kv_count = kv.index_select(0, tile), kv_count.index_select(0, tile)
+        runs.append(Runs(row, kv, kv_count))
     return Runs(*(torch.cat(x) for x in zip(*runs, strict=True)))

@@ -74,12 +74,17 @@ def from_runs(runs: Runs, shape: tuple[int, int, int, int], compact: bool) -> tu
     end = length.cumsum(0)
     begin = end - length  # entries before each run
     row_begin = count.cumsum(0) - count  # entries before each row
-    place = begin - row_begin[row] + row * width
+    # Along a run, entry number, place in the table and column all grow by one: two differences say it all.
+    to_place = row * width - row_begin.index_select(0, row)
+    to_column = (start - begin).int()
     for part in _batches(end):
-        lengths = length[part]
-        run = torch.repeat_interleave(torch.arange(lengths.shape[0], device=device), lengths)
-        offset = torch.arange(run.shape[0], device=device) - (begin[part] - begin[part][:1])[run]
-        flat.scatter_(0, place[part][run] + offset, (start[part][run] + offset).int())
+        lengths, first, past = length[part], int(begin[part.start]), int(end[part.stop - 1])
+        run = torch.repeat_interleave(
+            torch.arange(part.start, part.stop, device=device), lengths, output_size=past - first
+        )
+        entry = torch.arange(first, past, device=device)
+        columns_there = to_column.index_select(0, run).add_(entry)
+        flat.scatter_(0, entry.add_(to_place.index_select(0, run)), columns_there)
     return count.int().view(*lanes, rows), _view(flat, shape, width)
 
 
