@@ -1,0 +1,1 @@
+"""Benchmarks: peers in pairs, in one process, as ratios. Run `python -m benchmarks`."""

@@ -1,0 +1,33 @@
+"""Measure functions side by side: alternating runs in one process, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = ["Timing", "alternate"]
+
+
+class Timing(NamedTuple):
+    """Milliseconds: the first call, then the median, fastest and slowest of the others."""
+
+    first: float
+    median: float
+    least: float
+    most: float
+
+
+def alternate(functions: dict[str, Callable[[], object]], repeats: int, seconds: float) -> dict[str, Timing]:
+    """Time each function `repeats` times in turn, or until `seconds` are over (but at least twice)."""
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    begin = time.perf_counter()
+    for done in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            samples[name].append((time.perf_counter() - start) * 1e3)
+        if done >= 2 and time.perf_counter() - begin > seconds:
+            break
+    return {name: Timing(s[0], statistics.median(s[1:]), min(s[1:]), max(s[1:])) for name, s in samples.items()}
