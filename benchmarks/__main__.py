@@ -1,9 +1,9 @@
 """`python -m benchmarks`: print the tables, write JSON, a plot and, on request, profiler traces.
 
-    python -m benchmarks                      # everything; several minutes
-    python -m benchmarks --quick              # short lengths only
-    python -m benchmarks --only dense
-    python -m benchmarks --trace traces       # for TensorBoard's PyTorch plugin (extra "profile")
+python -m benchmarks                      # everything; several minutes
+python -m benchmarks --quick              # short lengths only
+python -m benchmarks --only dense
+python -m benchmarks --trace traces       # for TensorBoard's PyTorch plugin (extra "profile")
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def dense_rows(lengths: list[int]) -> list[Row]:
             mask = MASKS[name](n)
             functions: dict[str, Callable[[], object]] = {
                 "maskmod": lambda m=mask, n=n: dense_mask(m, 1, 1, n, n),
-                "transformers": lambda p=peer, n=n: hf.sdpa_mask(
-                    1, n, n, mask_function=p, allow_is_causal_skip=False
-                ),
+                "transformers": lambda p=peer, n=n: hf.sdpa_mask(1, n, n, mask_function=p, allow_is_causal_skip=False),
                 "allocate and fill": lambda n=n: torch.empty(1, 1, n, n, dtype=torch.bool).fill_(True),
             }
             if n <= EAGER_UP_TO // 2:
@@ -135,14 +133,15 @@ def plot(rows: list[Row], path: Path) -> None:
         for row in rows:
             if row["mask"] == name and row["kind"] in ("block_mask", "long"):
                 for who, t in row["ms"].items():
-                    who = {"block_mask": "maskmod"}.get(who, who)
-                    lines.setdefault(who, []).append((row["n"], t["median"]))
+                    label = "maskmod" if who == "block_mask" else who
+                    lines.setdefault(label, []).append((row["n"], t["median"]))
         for who, points in lines.items():
             axis.loglog(*zip(*sorted(points), strict=True), marker="o", label=who)
         axis.set_title(name)
         axis.set_xlabel("tokens")
     axes[0][0].set_ylabel("ms")
-    axes[0][0].legend()
+    if len(axes[0][0].lines):
+        axes[0][0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import and_masks, create_block_mask
 from maskmod import block_mask, causal, classify_blocks, document, shift, sliding_window
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from random_masks import assert_same_tables  # noqa: E402
+from random_masks import assert_same_tables
 
 TABLES = (
     "kv_num_blocks",

@@ -6,6 +6,7 @@ predicates, nor with `maskmod`. Numbers in names are those of the survey.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import NamedTuple
@@ -54,7 +55,9 @@ _offset = torch.tensor(37)
 _add("3 causal, offset in a tensor", lambda b, h, q, k: q + _offset >= k, lambda b, h, q, k: k - q < 38)
 _add("4 strict causal", lambda b, h, q, k: q > k, lambda b, h, q, k: k in range(q))
 _add("4 anti-causal", lambda b, h, q, k: q <= k, lambda b, h, q, k: q in range(k + 1))
-_add("5 bi-causal band", lambda b, h, q, k: (k - q >= -20) & (k - q <= 9), lambda b, h, q, k: k in range(q - 20, q + 10))
+_add(
+    "5 bi-causal band", lambda b, h, q, k: (k - q >= -20) & (k - q <= 9), lambda b, h, q, k: k in range(q - 20, q + 10)
+)
 _add("6 sliding causal", lambda b, h, q, k: (q >= k) & (k > q - 40), lambda b, h, q, k: k in range(q - 39, q + 1))
 _add(
     "7 two-sided local",
@@ -128,7 +131,7 @@ _add(
     lambda b, h, q, k: (q >= k) & (_vertical_table[k] | _slash_table[q - k]),
     lambda b, h, q, k: k <= q and (_vertical[k] or _slash[q - k]),
 )
-_add("19 band-part", lambda b, h, q, k: (-15 <= k - q) & (k - q <= 3), lambda b, h, q, k: q - 15 <= k <= q + 3)
+_add("19 band-part", lambda b, h, q, k: (k - q >= -15) & (k - q <= 3), lambda b, h, q, k: q - 15 <= k <= q + 3)
 _add("20 mini-causal", lambda b, h, q, k: q % 24 >= k % 24, lambda b, h, q, k: k - k // 24 * 24 <= q - q // 24 * 24)
 _add(
     "21 hashed",
@@ -162,7 +165,7 @@ _id_table, _begin_table = _table(_ids), _table(_begin)
 
 
 def _same(q: int, k: int) -> bool:
-    return any(lo <= q < hi and lo <= k < hi for lo, hi in zip(_begin, _begin[1:], strict=False))
+    return any(lo <= q < hi and lo <= k < hi for lo, hi in itertools.pairwise(_begin))
 
 
 _add("25 documents", lambda b, h, q, k: _id_table[q] == _id_table[k], lambda b, h, q, k: _same(q, k))
@@ -188,8 +191,9 @@ _add(
 def _inner(name: str, inner: Callable, rule: Callable[[int, int], bool]) -> None:
     _add(
         f"27 documents over {name}",
-        lambda b, h, q, k: (_id_table[q] == _id_table[k])
-        & inner(q - _begin_table[_id_table[q]], k - _begin_table[_id_table[k]]),
+        lambda b, h, q, k: (
+            (_id_table[q] == _id_table[k]) & inner(q - _begin_table[_id_table[q]], k - _begin_table[_id_table[k]])
+        ),
         lambda b, h, q, k: _same(q, k) and rule(q - _begin[_ids[q]], k - _begin[_ids[k]]),
     )
 
@@ -208,8 +212,9 @@ _extra = _table([k - q for q, k in zip(_q_lengths, _kv_lengths, strict=True)])
 _add(
     "28 block-diagonal, bottom-right",
     lambda b, h, q, k: (_tq[q] == _tk[k]) & (_ok[k] <= _oq[q] + _extra[_tq[q]]),
-    lambda b, h, q, k: _q_seg[q] == _kv_seg[k]
-    and _kv_lengths[_kv_seg[k]] - _kv_off[k] >= _q_lengths[_q_seg[q]] - _q_off[q],
+    lambda b, h, q, k: (
+        _q_seg[q] == _kv_seg[k] and _kv_lengths[_kv_seg[k]] - _kv_off[k] >= _q_lengths[_q_seg[q]] - _q_off[q]
+    ),
     96,
     192,
 )
@@ -294,9 +299,7 @@ _ute = [max(0, k - 30 - k % 5) for k in range(N)]
 _flash = [_table(x) for x in (_lts, _lte, _uts, _ute)]
 _add(
     "38 FlashMask",
-    lambda b, h, q, k: ~(
-        ((_flash[0][k] <= q) & (q < _flash[1][k])) | ((_flash[2][k] <= q) & (q < _flash[3][k]))
-    ),
+    lambda b, h, q, k: ~(((_flash[0][k] <= q) & (q < _flash[1][k])) | ((_flash[2][k] <= q) & (q < _flash[3][k]))),
     lambda b, h, q, k: q not in range(_lts[k], _lte[k]) and q not in range(_uts[k], _ute[k]),
 )
 _f0 = [q // 3 for q in range(N)]
@@ -338,9 +341,7 @@ _add(
 )
 _add(
     "43 Transfusion",
-    lambda b, h, q, k: (q >= k)
-    | ((q >= 10) & (k >= 10) & (k < 30))
-    | ((q >= 80) & (k >= 80) & (k < 140)),
+    lambda b, h, q, k: (q >= k) | ((q >= 10) & (k >= 10) & (k < 30)) | ((q >= 80) & (k >= 80) & (k < 140)),
     lambda b, h, q, k: k <= q or any(q >= lo and lo <= k < hi for lo, hi in ((10, 30), (80, 140))),
 )
 _noise = [1 if 100 <= i < 140 else -1 for i in range(N)]
@@ -349,12 +350,16 @@ _noise_table, _fn_table = _table(_noise), _table(_full_or_noise)
 _halves = _table([int(i >= 150) for i in range(N)])
 _add(
     "44 BAGEL",
-    lambda b, h, q, k: ((q >= k) | ((_fn_table[q] == _fn_table[k]) & (_fn_table[q] >= 0)))
-    & ~((_noise_table[k] >= 0) & (_noise_table[q] != _noise_table[k]))
-    & (_halves[q] == _halves[k]),
-    lambda b, h, q, k: (k <= q or (q in range(20, 60) and k in range(20, 60)) or {_noise[q], _noise[k]} == {1})
-    and not (k in range(100, 140) and q not in range(100, 140))
-    and (q < 150) == (k < 150),
+    lambda b, h, q, k: (
+        ((q >= k) | ((_fn_table[q] == _fn_table[k]) & (_fn_table[q] >= 0)))
+        & ~((_noise_table[k] >= 0) & (_noise_table[q] != _noise_table[k]))
+        & (_halves[q] == _halves[k])
+    ),
+    lambda b, h, q, k: (
+        (k <= q or (q in range(20, 60) and k in range(20, 60)) or {_noise[q], _noise[k]} == {1})
+        and not (k in range(100, 140) and q not in range(100, 140))
+        and (q < 150) == (k < 150)
+    ),
 )
 _seen_by = [(0, 60), (60, 61), (61, 190)]
 _seen_table = _table([list(x) for x in _seen_by])
@@ -386,14 +391,18 @@ def _clipped(c: int, low: int, high: int) -> int:
 _add(
     "47 sliding tiles, with text",
     lambda b, h, q, k: (
-        (q < 144)
-        & (k < 144)
-        & (abs((q // 36).clamp(1, 2) - k // 36) <= 1)
-        & (abs((q // 12 % 3).clamp(1, 1) - k // 12 % 3) <= 1)
-    )
-    | ((q < 144) & (k >= 144))
-    | (q >= 144),
-    lambda b, h, q, k: q >= 144 or k >= 144 or k // 36 in range(_clipped(q // 36, 1, 2) - 1, _clipped(q // 36, 1, 2) + 2),
+        (
+            (q < 144)
+            & (k < 144)
+            & (abs((q // 36).clamp(1, 2) - k // 36) <= 1)
+            & (abs((q // 12 % 3).clamp(1, 1) - k // 12 % 3) <= 1)
+        )
+        | ((q < 144) & (k >= 144))
+        | (q >= 144)
+    ),
+    lambda b, h, q, k: (
+        q >= 144 or k >= 144 or k // 36 in range(_clipped(q // 36, 1, 2) - 1, _clipped(q // 36, 1, 2) + 2)
+    ),
 )
 _top = [[[_rng.sample(range(12), 3) for _ in range(12)] for _ in range(2)] for _ in range(2)]
 _top_table = _table(_top)
@@ -417,12 +426,14 @@ _add(
 _clean = N // 2
 _add(
     "50 teacher forcing",
-    lambda b, h, q, k: (q == k)
-    | ((q < 96) & (k < _ends_table[q]))
-    | ((q >= 96) & (((q // 24 == k // 24) & (k >= 96)) | (k < (q - 96) // 24 * 24))),
-    lambda b, h, q, k: k < _ends[q]
-    if q < _clean
-    else (k // 24 == q // 24 if k >= _clean else k // 24 < (q - _clean) // 24),
+    lambda b, h, q, k: (
+        (q == k)
+        | ((q < 96) & (k < _ends_table[q]))
+        | ((q >= 96) & (((q // 24 == k // 24) & (k >= 96)) | (k < (q - 96) // 24 * 24)))
+    ),
+    lambda b, h, q, k: (
+        k < _ends[q] if q < _clean else (k // 24 == q // 24 if k >= _clean else k // 24 < (q - _clean) // 24)
+    ),
 )
 
 # ------------------------------------------------------------------------------------------------------ geometry
@@ -461,13 +472,17 @@ _add(
     lambda b, h, q, k: (abs(_bits(q, 0) - _bits(k, 0)) <= 2) & (abs(_bits(q, 1) - _bits(k, 1)) <= 1),
     lambda b, h, q, k: abs(_morton(q)[0] - _morton(k)[0]) <= 2 and abs(_morton(q)[1] - _morton(k)[1]) <= 1,
 )
-_region = [(0 if i // W < 6 else 1 if i // W < 9 else 2) * 3 + (0 if i % W < 8 else 1 if i % W < 12 else 2) for i in range(N)]
+_region = [
+    (0 if i // W < 6 else 1 if i // W < 9 else 2) * 3 + (0 if i % W < 8 else 1 if i % W < 12 else 2) for i in range(N)
+]
 _region_table = _table(_region)
 _add(
     "53 Swin",
     lambda b, h, q, k: _region_table[q] == _region_table[k],
-    lambda b, h, q, k: any(q // W in r and k // W in r for r in (range(6), range(6, 9), range(9, 12)))
-    and any(q % W in c and k % W in c for c in (range(8), range(8, 12), range(12, 16))),
+    lambda b, h, q, k: (
+        any(q // W in r and k // W in r for r in (range(6), range(6, 9), range(9, 12)))
+        and any(q % W in c and k % W in c for c in (range(8), range(8, 12), range(12, 16)))
+    ),
 )
 _shifts = _table([0, 12])
 _add(
@@ -549,8 +564,7 @@ _tree = [_ancestors(i) for i in range(64)]
 _tree_table = _table([[j in _tree[i] for j in range(64)] for i in range(64)])
 _add(
     "62 token tree",
-    lambda b, h, q, k: (k < 100)
-    | ((k >= 100) & (k < 164) & _tree_table[q, (k - 100).clamp(min=0, max=63)]),
+    lambda b, h, q, k: (k < 100) | ((k >= 100) & (k < 164) & _tree_table[q, (k - 100).clamp(min=0, max=63)]),
     lambda b, h, q, k: k < 100 or k - 100 in _tree[q],
     64,
     N,
@@ -594,8 +608,7 @@ _add(
 )
 _add(
     "66 JetSpec training",
-    lambda b, h, q, k: (k < 72)
-    | ((k >= 72) & (q // 12 == (k - 72) // 12) & ((k - 72) % 12 <= q % 12)),
+    lambda b, h, q, k: (k < 72) | ((k >= 72) & (q // 12 == (k - 72) // 12) & ((k - 72) % 12 <= q % 12)),
     lambda b, h, q, k: k < 72 or q - q % 12 <= k - 72 <= q,
     120,
     N,
@@ -604,8 +617,9 @@ _anchor, _keep = [10, 40, 41, 80, 95], [True, True, False, True, True]
 _anchor_table, _keep_table = _table(_anchor), _table(_keep)
 _add(
     "67 DFlash",
-    lambda b, h, q, k: (((k < 96) & (k < _anchor_table[q // 16])) | ((k >= 96) & (q // 16 == (k - 96) // 16)))
-    & _keep_table[q // 16],
+    lambda b, h, q, k: (
+        (((k < 96) & (k < _anchor_table[q // 16])) | ((k >= 96) & (q // 16 == (k - 96) // 16))) & _keep_table[q // 16]
+    ),
     lambda b, h, q, k: _keep[q // 16] and (k < _anchor[q // 16] if k < 96 else k // 16 - 6 == q // 16),
     80,
     176,

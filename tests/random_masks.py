@@ -182,7 +182,7 @@ class Case:
         if truth is None:  # the predicate is an error; whatever it is, torch says so
             return 0
         sizes = (self.B, self.H, self.q_len, self.kv_len)
-        pair = self.block_size if isinstance(self.block_size, tuple) else (self.block_size,) * 2
+        pair = _pair(self.block_size)
         full, seen = _by_blocks(truth, pair)
         spare = 0
         try:
@@ -218,7 +218,7 @@ class Case:
             return
         sizes = (self.B, self.H, self.q_len, self.kv_len)
         ours = block_mask(self.mask, *sizes, block_size=self.block_size, compact=self.rng.choice((None, True)))
-        pair = self.block_size if isinstance(self.block_size, tuple) else (self.block_size,) * 2
+        pair = _pair(self.block_size)
         theirs = _create_sparse_block_from_block_mask(
             _convert_mask_to_block_mask(truth, *pair, separate_full_blocks=True), self.mask, sizes[2:], *pair
         )
@@ -237,6 +237,10 @@ class Case:
             return create_mask(whole, self.B, self.H, self.q_len, self.kv_len, device="cpu").contiguous()
         except Exception:
             return None
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _by_blocks(truth: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

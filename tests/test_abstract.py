@@ -7,11 +7,11 @@ import warnings
 
 import pytest
 import torch
-from random_masks import Case
 
 from maskmod.abstract import BOTH, Blocks, Grid, Unknown, may, normal, record
 from maskmod.algebra import as_mask
 from maskmod.dense import vmap_mask
+from random_masks import Case
 
 CPU = torch.device("cpu")
 CASES = 2000  # a case takes about 25 ms
@@ -195,7 +195,7 @@ def test_steps_are_recorded_once() -> None:
         lambda b, h, q, k: (q >= k).logical_and_(k > 3),
         lambda b, h, q, k: torch.stack([q, k]).amax() > 3,
         lambda b, h, q, k: torch.maximum(q, k, out=torch.empty((), dtype=torch.long)) > 3,
-        lambda b, h, q, k: undefined_name,  # noqa: F821
+        lambda b, h, q, k: undefined_name,  # noqa: F821  # pyright: ignore
     ],
 )
 def test_what_is_refused(mask) -> None:

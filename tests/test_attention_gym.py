@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from attn_gym import masks as gym
-from random_masks import assert_same_tables
 from torch.nn.attention.flex_attention import create_block_mask
 
 from maskmod import block_mask, classify_blocks
+from random_masks import assert_same_tables
 
 N = 1024
 SIZE = 64

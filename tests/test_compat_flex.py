@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
-from random_masks import assert_same_tables
 from torch.nn.attention import flex_attention as theirs
 
 from maskmod import causal, sliding_window
 from maskmod.compat import flex as ours
+from random_masks import assert_same_tables
 
 
 def banded(b, h, q_idx, kv_idx):
@@ -41,6 +42,7 @@ def test_other_arguments_are_passed_on() -> None:
     a = ours.create_block_mask(banded, 1, 1, 256, 256, "cpu", 64, compute_dq_write_order=True, dq_kv_order=False)
     b = theirs.create_block_mask(banded, 1, 1, 256, 256, "cpu", 64, compute_dq_write_order=True, dq_kv_order=False)
     assert a.dq_write_order is not None
+    assert b.dq_write_order is not None
     assert torch.equal(a.dq_write_order, b.dq_write_order)
     with pytest.raises(ValueError, match="dq_kv_order"):
         ours.create_block_mask(banded, 1, 1, 256, 256, "cpu", dq_kv_order=None)  # pyright: ignore
@@ -57,7 +59,7 @@ def test_compile_is_passed_on(monkeypatch) -> None:
 
 
 def test_score_functions_are_torchs() -> None:
-    def score(score, b, h, q_idx, kv_idx):
+    def score(score, b, h, q_idx, kv_idx) -> Any:
         return torch.where(q_idx >= kv_idx, score, -torch.inf)
 
     assert torch.equal(ours.create_mask(score, 1, 1, 4, 4, "cpu"), theirs.create_mask(score, 1, 1, 4, 4, "cpu"))

@@ -6,10 +6,10 @@ import functools
 
 import pytest
 import torch
-from patterns import BLOCK, PATTERNS, Pattern
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskmod import block_mask, classify_blocks, classify_tiles, dense_mask
+from patterns import BLOCK, PATTERNS, Pattern
 
 NAMES = [p.name for p in PATTERNS]
 

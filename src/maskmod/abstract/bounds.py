@@ -43,10 +43,10 @@ def number(x: float, device: torch.device) -> Bounds | None:
     if isinstance(x, int):
         if not -(1 << WIDE) < x < (1 << WIDE):
             return None
-        x = torch.full((), x, dtype=torch.int64, device=device)
-        return Bounds(x, x, WIDE)
-    x = torch.full((), x, dtype=torch.float64, device=device)
-    return Bounds(x, x, 0, torch.isfinite(x))
+        whole = torch.full((), x, dtype=torch.int64, device=device)
+        return Bounds(whole, whole, WIDE)
+    real = torch.full((), x, dtype=torch.float64, device=device)
+    return Bounds(real, real, 0, torch.isfinite(real))
 
 
 def as_dtype(b: Bounds | None, dtype: torch.dtype) -> Bounds | None:

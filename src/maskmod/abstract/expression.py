@@ -88,10 +88,11 @@ class Node:
     def __init__(self, tape: Tape, op: str, args: tuple, sample: Tensor, options: tuple = ()):
         self.tape, self.op, self.args, self.options = tape, op, args, options
         self.dtype, self.shape, self.sample = sample.dtype, tuple(sample.shape), sample
-        self.axes = NEITHER
+        self.axes, self.reads_index = NEITHER, op == "index"
         for a in args:
             if isinstance(a, Node):
                 self.axes |= a.axes
+                self.reads_index |= a.reads_index
         if op == "index":
             self.axes = (NEITHER, NEITHER, Q, KV)[args[0]]
         self.number = len(tape.nodes)
@@ -188,19 +189,19 @@ class Scalar(torch.Tensor):
     node: Node
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.node.tape.device
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.node.dtype
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.node.shape
 
     @property
-    def ndim(self) -> int:
+    def ndim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return len(self.node.shape)
 
     @classmethod
@@ -260,7 +261,7 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
         return args[0] if dtype == node.dtype else _scalar(_cast(node, dtype))
     with _no_dispatch():
         on_point = [_sample(tape, a) if isinstance(a, Tensor) else a for a in args]
-        sample = (ELEMENTWISE[name] if name in ELEMENTWISE else func)(*on_point, **kwargs)
+        sample = ELEMENTWISE.get(name or "", func)(*on_point, **kwargs)
     if not isinstance(sample, Tensor):
         raise Unknown(f"{name or func} asks a recording scalar for a Python value")
     if sample is args[0]:  # `x.long()` of an int64 is x
@@ -363,7 +364,8 @@ def _aligned(tape: Tape, name: str, args: list) -> list:
     """Give all nodes one rank, as broadcasting would.
 
     vmap, which defines what a predicate means, promotes values of different rank and dtype unlike torch does on the
-    values themselves, and `where` and `clamp` even those of one rank; such mixtures are refused.
+    values themselves, and `where` and `clamp` even those of one rank; such mixtures are refused. So are order
+    comparisons with a captured scalar of a wider dtype, which vmap narrows (torch 2.13).
     """
     nodes = [a for a in args if isinstance(a, Node)]
     rank = max(len(a.shape) for a in nodes)
@@ -371,6 +373,10 @@ def _aligned(tape: Tape, name: str, args: list) -> list:
     operands = nodes[1:] if name == "where" else nodes
     if (not same_rank or name in ("where", "clamp")) and len({a.dtype for a in operands}) > 1:
         raise Unknown(f"{name} of values whose promotion depends on their rank")
+    if name in _COMPARISONS and len(nodes) == 2 and nodes[0].dtype != nodes[1].dtype:
+        for a, other in (nodes, nodes[::-1]):
+            if not a.reads_index and torch.promote_types(a.dtype, other.dtype) != other.dtype:
+                raise Unknown(f"{name} with a captured scalar of a wider dtype")
     if same_rank:
         return args
     aligned = []
@@ -402,6 +408,7 @@ def _record_getitem(tape: Tape, table: Tensor, index: Any) -> Node:
     index = list(index) if isinstance(index, tuple) else [index]
     recorded = any(isinstance(i, Scalar) for i in index)
     if not recorded:
+        assert isinstance(table, Scalar)
         node = table.node
         with _no_dispatch():
             sample = table[tuple(index)]

@@ -160,7 +160,7 @@ class Blocks:
             held = self.guarded(guard)
             if held is not None:
                 bits = torch.where(held.reshape(held.shape + (1,) * len(node.shape)), bits, 0)
-            dim = _dim(node.axes)
+            dim = 2 if node.axes == Q else 3
             return _fold(bits, dim, self.size[dim - 2], _union, self.tape.traced)
 
         return self._cached("signature", node, guard, ratio, base, _union)
@@ -168,7 +168,7 @@ class Blocks:
     def sorted(self, node: Node) -> bool:
         """Whether the values never decrease (asked outside a trace only): intervals of sorted ids need no hashes."""
         if node.number not in self._sorted:
-            dim, x = _dim(node.axes), node.value
+            dim, x = 2 if node.axes == Q else 3, node.value
             n = x.shape[dim]
             self._sorted[node.number] = bool((x.narrow(dim, 1, n - 1) >= x.narrow(dim, 0, n - 1)).all())
         return self._sorted[node.number]

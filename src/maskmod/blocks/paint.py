@@ -15,7 +15,7 @@ from maskmod.blocks.analysis import TOKENS_AT_ONCE, Analysis, TileList
 
 __all__ = ["paint"]
 
-BLOCK = 64  # tokens; smaller blocks have less boundary to evaluate, larger ones less to decide
+BLOCK = 32  # tokens; smaller blocks have less boundary to evaluate, larger ones less to decide
 BROADCAST_TOKENS = 1 << 16  # masks of at most so many tokens are evaluated at once
 
 

@@ -74,6 +74,18 @@ def from_runs(runs: Runs, shape: tuple[int, int, int, int], compact: bool) -> tu
     end = length.cumsum(0)
     begin = end - length  # entries before each run
     row_begin = count.cumsum(0) - count  # entries before each row
+    if (
+        row.shape[0]
+        and int(length.sum()) * 4 > total * width
+        and bool(((row[1:] != row[:-1]) | (start[1:] == (start + length)[:-1])).all())
+    ):
+        # Each row is one run, and rows are long: count up from its first column, which beats placing every entry.
+        first = torch.zeros(total, dtype=torch.int32, device=device)
+        first.scatter_reduce_(0, row, start.int(), "amin", include_self=False)
+        steps = torch.arange(width, dtype=torch.int32, device=device)
+        table = flat[: total * width].view(total, width)
+        torch.add(first.unsqueeze(1), steps, out=table).clamp_(max=columns - 1)
+        return count.int().view(*lanes, rows), _view(flat, shape, width)
     # Along a run, entry number, place in the table and column all grow by one: two differences say it all.
     to_place = row * width - row_begin.index_select(0, row)
     to_column = (start - begin).int()
