@@ -33,7 +33,9 @@ def test_tables(mask, sizes, block_size) -> None:
     b = theirs.create_block_mask(mask, *sizes, device="cpu", BLOCK_SIZE=block_size)
     assert a.mask_mod is mask
     assert_same_tables(a, b)
-    assert torch.equal(ours.create_mask(mask, *sizes, "cpu"), theirs.create_mask(mask, *sizes, "cpu"))
+    B, H, q_len, kv_len = sizes
+    mine = ours.create_mask(mask, B, H, q_len, kv_len, "cpu")
+    assert torch.equal(mine, theirs.create_mask(mask, B, H, q_len, kv_len, "cpu"))
 
 
 def test_other_arguments_are_passed_on() -> None:
@@ -59,8 +61,10 @@ def test_compile_is_passed_on(monkeypatch) -> None:
 
 
 def test_score_functions_are_torchs() -> None:
-    def score(score, b, h, q_idx, kv_idx) -> Any:
+    def causal_score(score, b, h, q_idx, kv_idx):
         return torch.where(q_idx >= kv_idx, score, -torch.inf)
+
+    score: Any = causal_score
 
     assert torch.equal(ours.create_mask(score, 1, 1, 4, 4, "cpu"), theirs.create_mask(score, 1, 1, 4, 4, "cpu"))
     with pytest.raises(AssertionError, match="mask_mod"):

@@ -179,9 +179,10 @@ class _Question:
         ratio, guard = self.frame.ratio, given.guard(axis)
         if len(terms) > 1:
             total = _total(terms)
+            assert total is not None
             lo, hi = self.blocks.lo(total, guard, ratio), self.blocks.hi(total, guard, ratio)
         else:
-            sign, node = terms[0]
+            ((sign, node),) = terms
             lo, hi = self.blocks.lo(node, guard, ratio), self.blocks.hi(node, guard, ratio)
             if sign < 0:
                 lo, hi = -hi, -lo
@@ -311,7 +312,7 @@ class _Question:
             return summed[(*lanes, hi + 1)] - summed[(*lanes, lo)]
         (top, bottom), (first, last) = ranges
         corners = ((bottom + 1, last + 1, 1), (top, last + 1, -1), (bottom + 1, first, -1), (top, first, 1))
-        return sum(s * summed[(*lanes, r, c)] for r, c, s in corners)
+        return reduce(torch.add, (s * summed[(*lanes, r, c)] for r, c, s in corners))
 
 
 def _may(op: str, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
