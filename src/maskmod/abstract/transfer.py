@@ -182,7 +182,7 @@ class _Question:
             assert total is not None
             lo, hi = self.blocks.lo(total, guard, ratio), self.blocks.hi(total, guard, ratio)
         else:
-            ((sign, node),) = terms
+            sign, node = next(iter(terms))
             lo, hi = self.blocks.lo(node, guard, ratio), self.blocks.hi(node, guard, ratio)
             if sign < 0:
                 lo, hi = -hi, -lo
