@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maskmod import causal, dense_mask, document
-from maskmod.demo.attend import KERNELS, undecided_blocks
+from maskmod import causal, dense_mask
+from maskmod.demo.attend import KERNELS
 from maskmod.demo.generate import over_slots
 from maskmod.demo.measure import Measured, measure
 from maskmod.demo.report import Report
@@ -100,14 +100,6 @@ def test_a_padded_row_sees_over_slots_what_its_positions_say():
         for q in range(length):
             for k in range(length):
                 assert bool(seen[b, 0, q, k]) == (pad <= k <= q), (b, q, k)
-
-
-def test_undecided_blocks_leave_the_meaning_to_the_predicate():
-    ids = torch.tensor([0] * 100 + [1] * 100)
-    args = undecided_blocks(causal() & document(ids), 2, 200, 200)
-    assert args.block_mask.kv_num_blocks.tolist() == [[[2, 2]]] * 2
-    assert args.block_mask.full_kv_num_blocks is None
-    assert args.block_mask.mask_mod == causal() & document(ids)
 
 
 class Scripted:

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from maskmod.algebra import Mask, Sizes, known_true, structure, tracing
 from maskmod.backends import Backend, Request
+from maskmod.blocks import block_mask
 from maskmod.empty_rows import fill_empty_rows
 from maskmod.errors import UnsupportedMask
 from maskmod.readers import dense_mask
@@ -40,7 +41,7 @@ def lower(
             "a BlockMask holds booleans, and uniform weights need a bias",
             'Use backend="sdpa" or "eager", or attention(..., empty_rows="uniform").',
         )
-    blocks = create_block_mask(mask, *sizes, device=device)  # pyright: ignore[reportArgumentType]
+    blocks = block_mask(mask, *sizes, device=device)
     return FlexArgs(blocks, f"a table of blocks of {blocks.BLOCK_SIZE}")
 
 

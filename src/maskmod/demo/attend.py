@@ -11,15 +11,13 @@ from types import MappingProxyType
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 
-from maskmod import Mask
 from maskmod.backends import Lowered
 from maskmod.backends.eager import eager_attention
-from maskmod.backends.flex import FlexArgs
 from maskmod.demo.model import Attend, Config
 
-__all__ = ["KERNELS", "KVCache", "cached", "cacheless", "undecided_blocks"]
+__all__ = ["KERNELS", "KVCache", "cached", "cacheless"]
 
 KERNELS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     {"sdpa": F.scaled_dot_product_attention, "eager": eager_attention, "flex": flex_attention}
@@ -58,19 +56,3 @@ def cached(cache: KVCache, slots: Tensor, backend: str, args: Lowered) -> Attend
         return KERNELS[backend](q, keys, values, enable_gqa=True, **args.kwargs())
 
     return attend
-
-
-def undecided_blocks(mask: Mask, B: int, q_len: int, kv_len: int, *, block_size: int = 128) -> FlexArgs:
-    """Flex's arguments for a mask whose tensors change from step to step: tables that stay right whatever they hold.
-
-    Every block is listed as partial, so the kernel asks the predicate about every key. Nothing is skipped, which a
-    cache of a few blocks does not miss. torch's ``create_block_mask`` inside a graph would do the same and decide; on
-    CPU (2.13) its C++ does not compile where a length is no multiple of the block size.
-    """
-    q_blocks, kv_blocks = -(-q_len // block_size), -(-kv_len // block_size)
-    counts = torch.full((B, 1, q_blocks), kv_blocks, dtype=torch.int32)
-    indices = torch.arange(kv_blocks, dtype=torch.int32).repeat(B, 1, q_blocks, 1)
-    blocks = BlockMask.from_kv_blocks(
-        counts, indices, BLOCK_SIZE=block_size, mask_mod=mask, seq_lengths=(q_len, kv_len), compute_q_blocks=False
-    )
-    return FlexArgs(blocks, "every block partial: the predicate decides, key by key")

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from maskmod import Mask, at_positions, key_padding, lower, shift
-from maskmod.backends import Lowered
-from maskmod.demo.attend import KVCache, cached, cacheless, undecided_blocks
+from maskmod.demo.attend import KVCache, cached, cacheless
 from maskmod.demo.model import Model
 from maskmod.demo.text import LeftPadded
 
@@ -56,27 +55,20 @@ class Generator:
         self.valid = torch.zeros(B, max_len, dtype=torch.bool)
         self.prefill_mask = over_slots(mask, self.first, self.valid)
         self.decode_mask = at_positions(self.prefill_mask, self.slot, q_len=1)
-        self.prefill_args = self._fixed_args(self.prefill_mask, prompt_len)
-        self.decode_args = self._fixed_args(self.decode_mask, 1)
         # Static shapes: torch's flex attention on CPU does not compile with symbolic ones (2.13).
         self.prefill = torch.compile(self._prefill, fullgraph=True, dynamic=False, **_OWN_GRAPHS)
         self.decode = torch.compile(self._decode, fullgraph=True, dynamic=False, **_OWN_GRAPHS)
 
     def _prefill(self, tokens: Tensor) -> Tensor:
         """tokens (B, prompt_len) -> the next token of each row (B, 1)."""
-        return self._next(tokens, self.slots, self.prefill_mask, self.prefill_args)
+        return self._next(tokens, self.slots, self.prefill_mask)
 
     def _decode(self, tokens: Tensor) -> Tensor:
         """tokens (B, 1), at ``self.slot`` -> the next token of each row (B, 1)."""
-        return self._next(tokens, self.slot, self.decode_mask, self.decode_args)
+        return self._next(tokens, self.slot, self.decode_mask)
 
-    def _fixed_args(self, mask: Mask, q_len: int) -> Lowered | None:
-        """Arguments made once, where the backend has such; None: the mask is lowered in the graph, at every step."""
-        return undecided_blocks(mask, self.B, q_len, self.max_len) if self.backend == "flex" else None
-
-    def _next(self, tokens: Tensor, slots: Tensor, mask: Mask, args: Lowered | None) -> Tensor:
-        if args is None:
-            args = lower(mask, self.backend, self.B, None, tokens.shape[1], self.max_len)
+    def _next(self, tokens: Tensor, slots: Tensor, mask: Mask) -> Tensor:
+        args = lower(mask, self.backend, self.B, None, tokens.shape[1], self.max_len)  # in the graph, at every step
         positions = (slots + self.first[:, None]).clamp(min=0)  # a padding column has none; nobody sees it
         logits = self.model(tokens, positions, cached(self.cache, slots, self.backend, args))
         return logits[:, -1:].argmax(-1)
