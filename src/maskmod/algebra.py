@@ -183,7 +183,11 @@ def _closure_tensors(fn: Any) -> Iterator[Tensor]:
     while isinstance(fn, functools.partial):
         yield from (value for value in (*fn.args, *fn.keywords.values()) if isinstance(value, Tensor))
         fn = fn.func
-    for cell in getattr(fn, "__closure__", None) or ():
+    try:
+        cells = fn.__closure__ or ()
+    except AttributeError:  # a callable object; in a graph also a function that was made there
+        return
+    for cell in cells:
         try:
             value = cell.cell_contents
         except ValueError:  # a cell that is not filled yet

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maskmod.algebra import Mask, MaskMod, as_mask, device_of, known_true, sizes_of
 from maskmod.backends import Backend, Lowered, Request, eager, flex, sdpa
-from maskmod.dense import reads_b_and_h
+from maskmod.dense import shared_sizes
 from maskmod.empty_rows import check_policy
 from maskmod.errors import BackendError, MaskShapeError, MaskTypeError, UnsupportedMask
 
@@ -165,8 +165,7 @@ def attention(
     mask = as_mask(mask)
     sizes = sizes_of(mask, B, H, q_len, kv_len)
     requires_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    reads_b, reads_h = reads_b_and_h(mask, device=q.device)
-    sizes = sizes._replace(B=B if reads_b else 1, H=H if reads_h else 1)
+    sizes = shared_sizes(mask, sizes, device=q.device)
     if backend == "auto":
         facts = {"dtype": q.dtype, "device": q.device, "requires_grad": requires_grad, "enable_gqa": enable_gqa}
         backend = select_backend(mask, *sizes, **facts).backend
