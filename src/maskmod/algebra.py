@@ -178,8 +178,6 @@ def _register_pytree(cls: type[Mask]) -> None:
 
 def _closure_tensors(fn: Any) -> Iterator[Tensor]:
     """Tensors that a plain function captured, as far as Python shows them: closure cells, partials, bound objects."""
-    if torch.compiler.is_compiling():  # Dynamo does not show closures; a device= must then be said
-        return
     while isinstance(fn, functools.partial):
         yield from (value for value in (*fn.args, *fn.keywords.values()) if isinstance(value, Tensor))
         fn = fn.func
