@@ -267,7 +267,17 @@ def test_tensors_are_found_wherever_a_mask_keeps_them():
 def test_every_name_of_the_vocabulary_has_a_case():
     constructors = {"full", "causal", "sliding_window", "window", "chunked", "prefix", "sinks", "document", "blockwise"}
     constructors |= {"key_padding", "mask_mod", "shift", "remap", "at_positions", "where", "per_head"}
-    others = {"Choice", "Mask", "attention", "lower", "register_backend", "select_backend", "same_structure"}
+    others = {
+        "BlockClasses",
+        "Choice",
+        "Mask",
+        "Tiles",
+        "attention",
+        "lower",
+        "register_backend",
+        "select_backend",
+        "same_structure",
+    }
     readers = {"additive_bias", "dense_mask", "draw", "vmap_mask", "block_mask", "classify_blocks", "classify_tiles"}
     assert set(maskmod.__all__) <= constructors | others | readers, "a new name: add its case, then list it here"
     assert len(BY_NAME) == len(CASES)
