@@ -26,6 +26,7 @@ __all__ = [
     "Slots",
     "StaticCache",
     "on_cache",
+    "positions_of",
 ]
 
 
@@ -127,7 +128,7 @@ class StaticCache(_Layout):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
-        position = _positions(cache_position, q_len, device)
+        position = positions_of(cache_position, q_len, device=device)
         return torch.where(position < self.max_len, position, -1)
 
 
@@ -171,7 +172,7 @@ class SlidingCache(_Evicting):
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
         _check_headroom(self, q_len)
-        position = _positions(cache_position, q_len, device)
+        position = positions_of(cache_position, q_len, device=device)
         return position - self._shift(position[..., -1:])
 
     def _shift(self, last: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ class RingCache(_Evicting):
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
         _check_headroom(self, q_len)
-        return _positions(cache_position, q_len, device) % self.kv_len
+        return positions_of(cache_position, q_len, device=device) % self.kv_len
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -240,7 +241,7 @@ class ChunkedCache(_Layout):
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
         _check_headroom(self, q_len)
-        return _positions(cache_position, q_len, device) % self.kv_len
+        return positions_of(cache_position, q_len, device=device) % self.kv_len
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -304,7 +305,7 @@ class PagedCache(_Layout):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
-        position = _positions(cache_position, q_len, self._device(device))
+        position = positions_of(cache_position, q_len, device=self._device(device))
         rows, pages = self.block_table.shape
         position = position.expand(rows, q_len)
         number = position // self.page_size
@@ -339,7 +340,7 @@ def _first_and_last(
     return position[..., :1], position[..., -1:]
 
 
-def _positions(cache_position: int | Tensor, q_len: int, device: torch.device | str | None) -> Tensor:
+def positions_of(cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Tensor:
     """The position of every token of this step: (q_len,) or (B, q_len)."""
     position = _checked(cache_position, q_len, device)
     if position.dim() == 0 or known_true(position.shape[-1] == 1):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maskmod.algebra import Index, Mask, MaskMod, as_mask, known_true, spell
 from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError
-from maskmod.tables import check_row_count, check_row_scalar, check_table, check_table_sizes, look_up, row_scalar
+from maskmod.tables import check_row_count, check_row_scalar, check_table, check_table_sizes, is_set, look_up, row_scalar
 
 __all__ = ["IndexMap", "PerHead", "Remap", "Shift", "Where", "at_positions", "per_head", "remap", "shift", "where"]
 
@@ -33,7 +33,7 @@ class Shift(Mask):
         check_row_scalar(self, self.kv_offset)
 
     def __call__(self, b, h, q_idx, kv_idx):
-        return self.mask(b, h, q_idx + row_scalar(self.q_offset, b), kv_idx + row_scalar(self.kv_offset, b))
+        return self.mask(b, h, _moved(q_idx, self.q_offset, b), _moved(kv_idx, self.kv_offset, b))
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_row_count(self, self.q_offset, B)
@@ -86,8 +86,7 @@ class Remap(Mask):
             if in_range is not None:
                 visible = visible & in_range
         if self.valid is not None:
-            valid, in_range = look_up(self.valid, b, kv_idx)
-            visible = visible & (valid != 0) & in_range
+            visible = visible & is_set(self.valid, b, kv_idx)
         return visible
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
@@ -238,6 +237,11 @@ def _position(index_map: Tensor | IndexMap | None, b: Index, idx: Index):
 
 def _end(length: int | None, offset: int | Tensor) -> int | None:
     return None if length is None or isinstance(offset, Tensor) else length + offset
+
+
+def _moved(idx: Index, offset: int | Tensor, b: Index) -> Index:
+    # An index that does not move stays the index itself: readers take slices of tables for it.
+    return idx if _is_zero(offset) else idx + row_scalar(offset, b)
 
 
 def _is_zero(offset: int | Tensor) -> bool:

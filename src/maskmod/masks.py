@@ -17,6 +17,7 @@ from maskmod.tables import (
     check_row_scalar,
     check_table,
     check_table_sizes,
+    is_set,
     look_up,
     row_scalar,
 )
@@ -346,8 +347,7 @@ class KeyPadding(Mask):
         check_table(self, self.valid, holds="validity", booleans=True)
 
     def __call__(self, b, h, q_idx, kv_idx):
-        valid, in_range = look_up(self.valid, b, kv_idx)
-        return (valid != 0) & in_range
+        return is_set(self.valid, b, kv_idx)
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_table_sizes(self, self.valid, B, kv_len, "kv_len")

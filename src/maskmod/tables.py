@@ -20,6 +20,7 @@ __all__ = [
     "check_row_scalar",
     "check_table",
     "check_table_sizes",
+    "is_set",
     "look_up",
     "row_scalar",
 ]
@@ -35,6 +36,12 @@ def look_up(table: Tensor, b: Index, idx: Index) -> tuple[Any, Any]:
     if known_true(table.shape[-1] == 0):  # no entry 0 to read
         return safe, in_range
     return (table[b, safe] if table.dim() == 2 else table[safe]), in_range
+
+
+def is_set(table: Tensor, b: Index, idx: Index) -> Any:
+    """Whether a table of validity is nonzero at ``idx``; out of range it is not."""
+    value, in_range = look_up(table, b, idx)
+    return (value if table.dtype == torch.bool else value != 0) & in_range
 
 
 def row_scalar(value: int | Tensor, b: Index) -> Any:

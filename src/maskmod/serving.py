@@ -1,0 +1,274 @@
+"""One plan for every step of a server: the mask of a step, rewritten in place, at addresses that never change.
+
+A `DecodePlan` knows a mask, a cache layout and a backend. It does not know the model, and it holds no keys.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, spell, tracing
+from maskmod.backends import Lowered
+from maskmod.backends.eager import EagerArgs
+from maskmod.backends.flex import FlexArgs
+from maskmod.backends.sdpa import SdpaArgs
+from maskmod.blocks import classify_blocks
+from maskmod.blocks.tables import from_classes_traced
+from maskmod.caches import CacheLayout, StaticCache, positions_of
+from maskmod.dense import reads_b_and_h, vmap_mask
+from maskmod.errors import BackendError, MaskShapeError
+from maskmod.indexing import Remap, remap, shift
+from maskmod.masks import Causal, SlidingWindow, causal, key_padding
+from maskmod.readers import bias_from_bool
+from maskmod.replay import replay_of
+
+__all__ = ["DecodePlan", "Explanation"]
+
+_BLOCK_SIZE = 128  # flex's own default
+
+
+class Explanation(NamedTuple):
+    """What a plan holds and why; printed, one line each."""
+
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+class DecodePlan:
+    """The mask of a decode step, allocated once: ``step_`` rewrites it in place and returns the same arguments.
+
+    Shapes, strides and storage addresses of ``plan.args`` never change, and its buffers are marked as static
+    addresses, so that one compiled graph (and one CUDA graph) serves every step. ``step_`` asks no tensor for its
+    value; it compiles fullgraph by itself, or inside the function that runs the model.
+
+    Args:
+        mask: any callable ``(b, h, q_idx, kv_idx) -> bool`` over positions. Its tensors are held by reference: rewrite
+            them in place and the next step follows.
+        layout: the cache, from `maskmod.caches`.
+        B, H: rows of the batch and query heads. The mask is built for all heads when the predicate does not read ``h``.
+        q_len: queries of a step: 1, or k for chunked prefill and for verifying drafts.
+        backend: "sdpa" (a boolean), "eager" (a bias) or "flex" (a BlockMask).
+        dtype: of the bias; None is torch's default dtype.
+        device: None takes the device of the mask's own tensors, else torch's default.
+
+    Raises:
+        MaskValueError: the layout has no room for q_len tokens a step; the message says how much is missing.
+        BackendError: no such backend.
+        UnsupportedMask: the backend cannot express this mask on this layout exactly.
+
+    >>> from maskmod import causal, sliding_window
+    >>> from maskmod.caches import RingCache
+    >>> plan = DecodePlan(causal() & sliding_window(3), RingCache(4), 1, 1, 1, backend="sdpa")
+    >>> plan.step_(6).attn_mask.tolist()  # slots hold positions 4, 5, 6, 3
+    [[[[True, True, True, False]]]]
+    """
+
+    def __init__(
+        self,
+        mask: MaskMod,
+        layout: CacheLayout,
+        B: int,
+        H: int,
+        q_len: int,
+        *,
+        backend: str,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        written = as_mask(mask)
+        device = device_of(written, device)
+        layout.slots(0, q_len, device=device)  # raises where there is no room for q_len tokens
+        self.layout, self.backend = layout, backend
+        self._where = _Where(layout, B, q_len, device)
+        self.mask = self._where.of(written)
+        """The mask over this step's queries and the cache's slots; it reads the plan's buffers."""
+        self.sizes = sizes_of(self.mask, B, H, q_len, layout.kv_len)
+        self._written = written
+        reads_h = reads_b_and_h(written, device=device)[1]
+        stored = self.sizes._replace(H=H if reads_h else 1)
+        if backend not in _HOLDERS:
+            raise BackendError(
+                f"DecodePlan(backend={backend!r})", "no such backend", f"Pass one of {sorted(_HOLDERS)}."
+            )
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        self._holder = _HOLDERS[backend](self.mask, stored, dtype, device)
+        self.args = self._holder.args
+        for buffer in (*self._where.buffers(), *self._holder.buffers()):
+            # Unguarded: a second plan of the same structure, at other addresses, shares the compiled graph.
+            torch._dynamo.mark_static_address(buffer, guard=False)
+        with torch.no_grad():
+            self.step_(0)
+
+    def step_(self, cache_position: int | Tensor) -> Lowered:
+        """Rewrite the buffers for this step's queries; returns ``self.args``.
+
+        Args:
+            cache_position: where the q_len queries stand: an int, 0-d or (1,) for the first, the others follow;
+                (q_len,) for each, shared by the batch; (B, 1) or (B, q_len), the same for every row.
+        """
+        self._where.write_(cache_position)
+        self._holder.write_()
+        return self.args
+
+    def explain(self) -> Explanation:
+        """What the plan holds and why."""
+        B, H, q_len, kv_len = self.sizes
+        held = sum(t.numel() * t.element_size() for t in (*self._where.buffers(), *self._holder.buffers()))
+        return Explanation(
+            (
+                f"mask: {self._written!r}",
+                f"layout: {self.layout!r}: {kv_len} slots; {self._where.why}",
+                f"step: {q_len} {'query' if q_len == 1 else 'queries'} in each of {B} rows, {H} heads",
+                f"backend: {self.backend}: {self.args.why}",
+                *(f"  {line}" for line in self._holder.lines()),
+                f"memory: {held} bytes in {len([*self._where.buffers(), *self._holder.buffers()])} buffers",
+            )
+        )
+
+    def __repr__(self) -> str:
+        B, H, q_len, _ = self.sizes
+        return f"DecodePlan({self._written!r}, {self.layout!r}, {B}, {H}, {q_len}, backend={self.backend!r})"
+
+
+class _Where:
+    """Where this step's queries and keys stand, in buffers: positions (B, q_len), and what the slots hold."""
+
+    def __init__(self, layout: CacheLayout, B: int, q_len: int, device: torch.device):
+        self.layout, self.B, self.q_len, self.device = layout, B, q_len, device
+        self.position = torch.zeros(B, q_len, dtype=torch.int64, device=device)
+        self.lengths = self.kv_positions = self.valid = None
+        if not isinstance(layout, StaticCache):
+            shape = (B, layout.kv_len)
+            self.kv_positions = torch.zeros(shape, dtype=torch.int64, device=device)
+            self.valid = torch.zeros(shape, dtype=torch.bool, device=device)
+            self.why = "a table of the position in each slot"
+        elif q_len > 1:
+            self.lengths = torch.zeros(B, dtype=torch.int64, device=device)
+            self.why = "slot i holds position i, up to the length of the row"
+        else:
+            self.why = "slot i holds position i, up to the query's own"
+
+    def buffers(self) -> list[Tensor]:
+        return [t for t in (self.position, self.lengths, self.kv_positions, self.valid) if t is not None]
+
+    def of(self, mask: Mask) -> Mask:
+        """The mask over rows and slots."""
+        if self.q_len == 1:
+            if self.kv_positions is None and not _has_causal(mask):
+                mask = mask & causal()  # on a static cache the slots written are those up to the one query
+            mask = shift(mask, q_offset=self.position[:, 0])
+        else:
+            mask = remap(mask, q=self.position)
+        if self.lengths is not None:
+            return mask & key_padding(self.lengths)
+        return mask if self.kv_positions is None else Remap(mask, None, self.kv_positions, self.valid)
+
+    def write_(self, cache_position: int | Tensor) -> None:
+        position = positions_of(cache_position, self.q_len, device=self.device)
+        if position.dim() == 2 and known_true(position.shape[0] != self.B) and known_true(position.shape[0] != 1):
+            raise MaskShapeError(
+                f"step_({spell(cache_position)})", f"{position.shape[0]} rows, the plan has {self.B}", "Pass one a row."
+            )
+        self.position.copy_(position)
+        if self.lengths is not None:
+            self.lengths.copy_(self.position[:, -1] + 1)
+        if self.kv_positions is not None and self.valid is not None:
+            kv_positions, valid = self.layout.slots(position, self.q_len, device=self.device)
+            self.kv_positions.copy_(kv_positions)
+            self.valid.copy_(valid)
+
+
+def _has_causal(mask: Mask) -> bool:
+    if isinstance(mask, And):
+        return _has_causal(mask.left) or _has_causal(mask.right)
+    return isinstance(mask, (Causal, SlidingWindow))
+
+
+class _Dense:
+    """A boolean (B, H|1, q_len, kv_len)."""
+
+    def __init__(self, mask: Mask, sizes: Sizes, dtype: torch.dtype, device: torch.device):
+        self.mask, self.sizes = mask, sizes
+        self.visible = torch.zeros(sizes, dtype=torch.bool, device=device)
+        self.replay = replay_of(mask, sizes, device)
+        self.args: Lowered = SdpaArgs(self.visible, False, "a boolean at a fixed address, rewritten each step")
+
+    def buffers(self) -> list[Tensor]:
+        return [self.visible]
+
+    def lines(self) -> list[str]:
+        how = "recorded once and replayed" if self.replay else "evaluated by vmap, since it holds a user's function"
+        return [f"boolean {list(self.sizes)}; outside a graph the mask is {how}"]
+
+    def read(self) -> Tensor:
+        if self.replay is None or tracing(self.visible):
+            return vmap_mask(self.mask, *self.sizes, device=self.visible.device)
+        return self.replay.read()
+
+    def write_(self) -> None:
+        self.visible.copy_(self.read())
+
+
+class _Bias(_Dense):
+    """A bias (B, H|1, q_len, kv_len): 0 where visible, the dtype's minimum where hidden."""
+
+    def __init__(self, mask: Mask, sizes: Sizes, dtype: torch.dtype, device: torch.device):
+        super().__init__(mask, sizes, dtype, device)
+        self.bias = torch.zeros(sizes, dtype=dtype, device=device)
+        self.visible = self.bias
+        self.args = EagerArgs(self.bias, "a bias at a fixed address, rewritten each step")
+
+    def buffers(self) -> list[Tensor]:
+        return [self.bias]
+
+    def lines(self) -> list[str]:
+        return [line.replace("boolean", f"bias {self.bias.dtype}", 1) for line in super().lines()]
+
+    def write_(self) -> None:
+        self.bias.copy_(bias_from_bool(self.read(), self.bias.dtype, torch.finfo(self.bias.dtype).min))
+
+
+class _Blocks:
+    """A BlockMask whose tables have full width, so that any step fits; the predicate itself reads the buffers."""
+
+    def __init__(self, mask: Mask, sizes: Sizes, dtype: torch.dtype, device: torch.device):
+        self.mask, self.sizes, self.device = mask, sizes, device
+        n_q, n_kv = (-(-n // _BLOCK_SIZE) for n in (sizes.q_len, sizes.kv_len))
+        lanes = (sizes.B, sizes.H)
+        count, indices = (*lanes, n_q), (*lanes, n_q, n_kv)
+        self.tables = [torch.zeros(s, dtype=torch.int32, device=device) for s in (count, indices, count, indices)]
+        block_mask = BlockMask(
+            (sizes.q_len, sizes.kv_len),
+            *self.tables,
+            None,
+            None,
+            None,
+            None,
+            BLOCK_SIZE=(_BLOCK_SIZE, _BLOCK_SIZE),
+            mask_mod=mask,  # pyright: ignore[reportArgumentType]
+        )
+        self.args: Lowered = FlexArgs(
+            block_mask, "a BlockMask whose full-width tables are rewritten in place each step"
+        )
+
+    def buffers(self) -> list[Tensor]:
+        return self.tables
+
+    def lines(self) -> list[str]:
+        return [f"tables of {list(self.tables[1].shape)} blocks of {_BLOCK_SIZE}"]
+
+    def write_(self) -> None:
+        # Not exact: static shapes and no look at values; a block called partial in doubt changes no result.
+        classes = classify_blocks(self.mask, *self.sizes, block_size=_BLOCK_SIZE, exact=False, device=self.device)
+        for tables, blocks in ((self.tables[:2], classes.partial), (self.tables[2:], classes.full)):
+            for table, new in zip(tables, from_classes_traced(blocks), strict=True):
+                table.copy_(new)
+
+
+_HOLDERS = {"sdpa": _Dense, "eager": _Bias, "flex": _Blocks}
