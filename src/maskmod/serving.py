@@ -141,7 +141,8 @@ class _Where:
 
     def __init__(self, layout: CacheLayout, B: int, q_len: int, device: torch.device):
         self.layout, self.B, self.q_len, self.device = layout, B, q_len, device
-        self.position = torch.zeros(B, q_len, dtype=torch.int64, device=device)
+        # With one query a row's position is an offset, which reads faster than a table of one column.
+        self.position = torch.zeros((B,) if q_len == 1 else (B, q_len), dtype=torch.int64, device=device)
         self.lengths = self.kv_positions = self.valid = None
         if not isinstance(layout, StaticCache):
             shape = (B, layout.kv_len)
@@ -162,7 +163,7 @@ class _Where:
         if self.q_len == 1:
             if self.kv_positions is None and not _has_causal(mask):
                 mask = mask & causal()  # on a static cache the slots written are those up to the one query
-            mask = shift(mask, q_offset=self.position[:, 0])
+            mask = shift(mask, q_offset=self.position)
         else:
             mask = remap(mask, q=self.position)
         if self.lengths is not None:
@@ -175,13 +176,22 @@ class _Where:
             raise MaskShapeError(
                 f"step_({spell(cache_position)})", f"{position.shape[0]} rows, the plan has {self.B}", "Pass one a row."
             )
-        self.position.copy_(position)
+        _fill_(self.position, position[..., 0] if self.q_len == 1 else position)
         if self.lengths is not None:
-            self.lengths.copy_(self.position[:, -1] + 1)
+            _fill_(self.lengths, position[..., -1] + 1)
         if self.kv_positions is not None and self.valid is not None:
             kv_positions, valid = self.layout.slots(position, self.q_len, device=self.device)
-            self.kv_positions.copy_(kv_positions)
-            self.valid.copy_(valid)
+            _fill_(self.kv_positions, kv_positions)
+            _fill_(self.valid, valid)
+
+
+def _fill_(buffer: Tensor, value: Tensor) -> None:
+    if tracing(buffer):
+        # In a graph the new contents stand for the buffer, and flex on CPU refuses predicates that read a value
+        # computed pointwise; a strided view of it is taken as stored.
+        value = value.to(buffer.dtype).expand(buffer.shape).contiguous()
+        value = value.as_strided(value.shape, value.stride())
+    buffer.copy_(value)
 
 
 def _has_causal(mask: Mask) -> bool:
