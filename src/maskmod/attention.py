@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from maskmod.algebra import Mask, MaskMod, as_mask, device_of, known_true, sizes_of
-from maskmod.backends import Backend, Lowered, Request, eager, flex, sdpa
+from maskmod.backends import Backend, Lowered, Request, eager, flash, flex, sdpa
 from maskmod.dense import shared_sizes
 from maskmod.empty_rows import check_policy
 from maskmod.errors import BackendError, MaskShapeError, MaskTypeError, UnsupportedMask
 
 __all__ = ["Choice", "attention", "lower", "register_backend", "select_backend"]
 
-_BACKENDS: dict[str, Backend] = {module.BACKEND.name: module.BACKEND for module in (eager, sdpa, flex)}
+_BACKENDS: dict[str, Backend] = {module.BACKEND.name: module.BACKEND for module in (eager, sdpa, flex, flash)}
 
 _DENSE_LIMIT = 1 << 30
 """Bytes of a dense mask past which `select_backend` prefers a backend without one."""
@@ -69,7 +69,7 @@ def lower(
     ``F.scaled_dot_product_attention(q, k, v, **lower(mask, "sdpa", B, H, q_len, kv_len).kwargs())``
 
     Args:
-        backend: "eager", "sdpa", "flex", or a registered name.
+        backend: "eager", "sdpa", "flex", "flash", or a registered name.
         dtype: dtype of a bias, where the backend takes one; None is torch's default dtype.
         empty_rows: rows that see nothing: "keep" leaves them to the backend, "uniform" gives them uniform weights.
 

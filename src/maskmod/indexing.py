@@ -13,7 +13,15 @@ from torch import Tensor
 
 from maskmod.algebra import Index, Mask, MaskMod, as_mask, known_true, spell
 from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError
-from maskmod.tables import check_row_count, check_row_scalar, check_table, check_table_sizes, is_set, look_up, row_scalar
+from maskmod.tables import (
+    check_row_count,
+    check_row_scalar,
+    check_table,
+    check_table_sizes,
+    is_set,
+    look_up,
+    row_scalar,
+)
 
 __all__ = ["IndexMap", "PerHead", "Remap", "Shift", "Where", "at_positions", "per_head", "remap", "shift", "where"]
 

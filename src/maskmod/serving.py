@@ -14,13 +14,15 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, spell, tracing
 from maskmod.backends import Lowered
 from maskmod.backends.eager import EagerArgs
+from maskmod.backends.flash import CacheArgs, band_and_lengths, flash_window
 from maskmod.backends.flex import FlexArgs
 from maskmod.backends.sdpa import SdpaArgs
+from maskmod.bands import Band
 from maskmod.blocks import classify_blocks
 from maskmod.blocks.tables import from_classes_traced
-from maskmod.caches import CacheLayout, StaticCache, positions_of
+from maskmod.caches import CacheLayout, PagedCache, RingCache, SlidingCache, StaticCache, positions_of
 from maskmod.dense import reads_b_and_h, vmap_mask
-from maskmod.errors import BackendError, MaskShapeError
+from maskmod.errors import BackendError, MaskShapeError, UnsupportedMask
 from maskmod.indexing import Remap, remap, shift
 from maskmod.masks import Causal, SlidingWindow, causal, key_padding
 from maskmod.readers import bias_from_bool
@@ -29,6 +31,7 @@ from maskmod.replay import replay_of
 __all__ = ["DecodePlan", "Explanation"]
 
 _BLOCK_SIZE = 128  # flex's own default
+_ANY_LENGTH = 1 << 62  # a cache that evicts holds sequences of any length
 
 
 class Explanation(NamedTuple):
@@ -53,7 +56,8 @@ class DecodePlan:
         layout: the cache, from `maskmod.caches`.
         B, H: rows of the batch and query heads. The mask is built for all heads when the predicate does not read ``h``.
         q_len: queries of a step: 1, or k for chunked prefill and for verifying drafts.
-        backend: "sdpa" (a boolean), "eager" (a bias) or "flex" (a BlockMask).
+        backend: "sdpa" (a boolean), "eager" (a bias), "flex" (a BlockMask) or "flash" (lengths: causal masks,
+            windows and key lengths only).
         dtype: of the bias; None is torch's default dtype.
         device: None takes the device of the mask's own tensors, else torch's default.
 
@@ -97,7 +101,7 @@ class DecodePlan:
                 f"DecodePlan(backend={backend!r})", "no such backend", f"Pass one of {sorted(_HOLDERS)}."
             )
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        self._holder = _HOLDERS[backend](self.mask, stored, dtype, device)
+        self._holder = _HOLDERS[backend](_Step(written, self._where, self.mask, stored, dtype, device))
         self.args = self._holder.args
         for buffer in (*self._where.buffers(), *self._holder.buffers()):
             # Unguarded: a second plan of the same structure, at other addresses, shares the compiled graph.
@@ -200,13 +204,24 @@ def _has_causal(mask: Mask) -> bool:
     return isinstance(mask, (Causal, SlidingWindow))
 
 
+class _Step(NamedTuple):
+    """What a plan's arguments are made from."""
+
+    written: Mask
+    where: _Where
+    mask: Mask  # over rows and slots
+    sizes: Sizes
+    dtype: torch.dtype
+    device: torch.device
+
+
 class _Dense:
     """A boolean (B, H|1, q_len, kv_len)."""
 
-    def __init__(self, mask: Mask, sizes: Sizes, dtype: torch.dtype, device: torch.device):
-        self.mask, self.sizes = mask, sizes
-        self.visible = torch.zeros(sizes, dtype=torch.bool, device=device)
-        self.replay = replay_of(mask, sizes, device)
+    def __init__(self, step: _Step):
+        self.mask, self.sizes = step.mask, step.sizes
+        self.visible = torch.zeros(step.sizes, dtype=torch.bool, device=step.device)
+        self.replay = replay_of(step.mask, step.sizes, step.device)
         self.args: Lowered = SdpaArgs(self.visible, False, "a boolean at a fixed address, rewritten each step")
 
     def buffers(self) -> list[Tensor]:
@@ -228,10 +243,9 @@ class _Dense:
 class _Bias(_Dense):
     """A bias (B, H|1, q_len, kv_len): 0 where visible, the dtype's minimum where hidden."""
 
-    def __init__(self, mask: Mask, sizes: Sizes, dtype: torch.dtype, device: torch.device):
-        super().__init__(mask, sizes, dtype, device)
-        self.bias = torch.zeros(sizes, dtype=dtype, device=device)
-        self.visible = self.bias
+    def __init__(self, step: _Step):
+        super().__init__(step)
+        self.bias = self.visible = torch.zeros(step.sizes, dtype=step.dtype, device=step.device)
         self.args = EagerArgs(self.bias, "a bias at a fixed address, rewritten each step")
 
     def buffers(self) -> list[Tensor]:
@@ -247,22 +261,16 @@ class _Bias(_Dense):
 class _Blocks:
     """A BlockMask whose tables have full width, so that any step fits; the predicate itself reads the buffers."""
 
-    def __init__(self, mask: Mask, sizes: Sizes, dtype: torch.dtype, device: torch.device):
+    def __init__(self, step: _Step):
+        _, _, mask, sizes, _, device = step
         self.mask, self.sizes, self.device = mask, sizes, device
         n_q, n_kv = (-(-n // _BLOCK_SIZE) for n in (sizes.q_len, sizes.kv_len))
         lanes = (sizes.B, sizes.H)
         count, indices = (*lanes, n_q), (*lanes, n_q, n_kv)
         self.tables = [torch.zeros(s, dtype=torch.int32, device=device) for s in (count, indices, count, indices)]
-        block_mask = BlockMask(
-            (sizes.q_len, sizes.kv_len),
-            *self.tables,
-            None,
-            None,
-            None,
-            None,
-            BLOCK_SIZE=(_BLOCK_SIZE, _BLOCK_SIZE),
-            mask_mod=mask,  # pyright: ignore[reportArgumentType]
-        )
+        lengths, block_size = (sizes.q_len, sizes.kv_len), (_BLOCK_SIZE, _BLOCK_SIZE)
+        no_q_blocks = (None,) * 4  # only a backward needs them
+        block_mask = BlockMask(lengths, *self.tables, *no_q_blocks, BLOCK_SIZE=block_size, mask_mod=mask)  # pyright: ignore
         self.args: Lowered = FlexArgs(
             block_mask, "a BlockMask whose full-width tables are rewritten in place each step"
         )
@@ -281,4 +289,47 @@ class _Blocks:
                 table.copy_(new)
 
 
-_HOLDERS = {"sdpa": _Dense, "eager": _Bias, "flex": _Blocks}
+class _Flash:
+    """Lengths (B,) for flash-attention's kernel over a cache, int32, and the layout's own block table."""
+
+    def __init__(self, step: _Step):
+        where, layout, q_len = step.where, step.where.layout, step.where.q_len
+        written = f'DecodePlan({step.written!r}, {layout!r}, backend="flash")'
+        reach = layout.max_len if isinstance(layout, (StaticCache, PagedCache)) else _ANY_LENGTH
+        band, self.limits = band_and_lengths(written, step.written, reach, reach)
+        self.where, self.most = where, None
+        todo = 'Use backend="flex" or "sdpa".'
+        if isinstance(layout, (SlidingCache, RingCache)):
+            # One query that sees every key of a full window: the order of the slots does not matter to it.
+            sees_all = q_len == 1 and layout.headroom == 0 and (band.low is None or band.low <= 1 - layout.window)
+            if not sees_all or not (band.high is None or band.high >= 0) or self.limits:
+                raise UnsupportedMask(written, "its slots are out of order, and only one query may see them all", todo)
+            self.most, band = layout.window, Band(None, None)
+        elif not isinstance(layout, (StaticCache, PagedCache)):
+            raise UnsupportedMask(written, "flash-attention knows caches in order, and pages", todo)
+        elif q_len == 1 and band.low is None and band.high is not None and band.high >= 0:
+            band = Band(None, None)  # one query, the last key its own: nothing comes after it
+        elif self.limits and band != Band(None, None):
+            raise UnsupportedMask(written, "it aligns the last query with the last key, which a length moves", todo)
+        causal, window_size = flash_window(written, band, 0)
+        self.cache_seqlens = torch.zeros(step.sizes.B, dtype=torch.int32, device=step.device)
+        block_table = layout.block_table if isinstance(layout, PagedCache) else None
+        self.args: Lowered = CacheArgs(
+            self.cache_seqlens, block_table, causal, window_size, "a band: lengths at a fixed address, no mask"
+        )
+
+    def buffers(self) -> list[Tensor]:
+        return [self.cache_seqlens]
+
+    def lines(self) -> list[str]:
+        return [f"cache_seqlens {list(self.cache_seqlens.shape)}; causal and window as above"]
+
+    def write_(self) -> None:
+        position = self.where.position
+        lengths = (position if position.dim() == 1 else position[:, -1]) + 1
+        for limit in self.limits:
+            lengths = torch.minimum(lengths, limit)
+        _fill_(self.cache_seqlens, lengths if self.most is None else lengths.clamp(max=self.most))
+
+
+_HOLDERS = {"sdpa": _Dense, "eager": _Bias, "flex": _Blocks, "flash": _Flash}
