@@ -23,12 +23,15 @@ from maskmod.masks import (
     window,
 )
 from maskmod.readers import additive_bias, dense_mask
+from maskmod.serving import DecodePlan
+from maskmod.trees import dfs_tree, tree
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BlockClasses",
     "Choice",
+    "DecodePlan",
     "Mask",
     "Tiles",
     "additive_bias",
@@ -41,6 +44,7 @@ __all__ = [
     "classify_blocks",
     "classify_tiles",
     "dense_mask",
+    "dfs_tree",
     "document",
     "draw",
     "full",
@@ -56,6 +60,7 @@ __all__ = [
     "shift",
     "sinks",
     "sliding_window",
+    "tree",
     "vmap_mask",
     "where",
     "window",
