@@ -349,18 +349,17 @@ def positions_of(cache_position: int | Tensor, q_len: int, *, device: torch.devi
 
 
 def _checked(cache_position: int | Tensor, q_len: int, device: torch.device | str | None) -> Tensor:
-    written = f"cache_position={spell(cache_position)} with q_len={q_len}"
     if not isinstance(cache_position, Tensor):
-        check_count(written, cache_position, least=0, unit="positions before the first query")
+        check_count("cache_position", cache_position, least=0, unit="positions before the first query")
         return torch.full((), cache_position, dtype=torch.int64, device=device)
     if cache_position.dtype == torch.bool or cache_position.is_floating_point():
-        raise MaskTypeError(written, f"{spell(cache_position)} holds no positions", "Pass an integer tensor.")
+        raise MaskTypeError("cache_position", f"{spell(cache_position)} holds no positions", "Pass an integer tensor.")
     rank = cache_position.dim()
     if rank > 2 or (
         rank > 0 and known_true(cache_position.shape[-1] != 1) and known_true(cache_position.shape[-1] != q_len)
     ):
         raise MaskShapeError(
-            written,
+            f"cache_position={spell(cache_position)} with q_len={q_len}",
             "this shape says neither where the first query is nor where every query is",
             f"Pass an int, or a tensor of shape (), (1,), ({q_len},), (B, 1) or (B, {q_len}).",
         )
