@@ -41,18 +41,38 @@ def draw(
 
 @demo.callback()
 def run_demo(
+    context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
 ) -> None:
     """Train a small language model on packed text, then generate from a static cache on every backend.
 
     Exits with 1 if a graph break, a recompile after warm-up or a token unlike the uncompiled run's was seen.
     """
+    if context.invoked_subcommand is not None:
+        return
     from maskmod.demo import run
 
     report = run(_silent if as_json else _say)
     if as_json:
         typer.echo(report.to_json())
     if not report.ok:
+        raise typer.Exit(_FAILED)
+
+
+@demo.command()
+def serve(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
+) -> None:
+    """Serve requests that come and go: continuous batching, chunked prefill, paged cache, drafts, two graphs.
+
+    Exits with 1 if a recompile was seen, an answer unlike the uncompiled run's, or a page that was not given back.
+    """
+    from maskmod.demo.serve import run
+
+    served = run(_silent if as_json else _say)
+    if as_json:
+        typer.echo(served.to_json())
+    if not served.ok:
         raise typer.Exit(_FAILED)
 
 
