@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 from benchmarks.masks import MASKS, documents_of
 from benchmarks.pairs import alternate
+from benchmarks.serving import recompile_rows, step_rows
 from maskmod import block_mask, classify_tiles, dense_mask
 
 EAGER_UP_TO, COMPILED_UP_TO = 1 << 13, 1 << 14  # peers evaluate n * n tokens: 1 GiB of them at 32k
@@ -86,6 +87,18 @@ def long_rows(lengths: list[int]) -> list[Row]:
             row["peak MiB"] = _peak(name, n)
             rows.append(row)
             _show(row)
+    return rows
+
+
+def serving_rows() -> list[Row]:
+    """A decode step's mask in place against its peers, and the graphs that 256 steps take."""
+    rows = []
+    for row in step_rows():
+        rows.append(_row(row["kind"], row["mask"], row["n"], row["ms"]))
+        _show(rows[-1])
+    for row in recompile_rows():
+        rows.append(row)
+        print(f"{row['kind']:10} {row['n']:>8} {row['mask']:16} " + "  ".join(map(": ".join, row["graphs"].items())))
     return rows
 
 
@@ -161,7 +174,7 @@ def trace(directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="short lengths only")
-    parser.add_argument("--only", choices=("blocks", "dense", "long"))
+    parser.add_argument("--only", choices=("blocks", "dense", "long", "serving"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--trace", type=Path, metavar="DIR")
@@ -177,6 +190,8 @@ def main() -> None:
         rows += dense_rows([2048] if options.quick else [2048, 4096, 8192])
     if options.only in (None, "long") and not options.quick:
         rows += long_rows([1 << 17, 1 << 18, 1 << 19, 1 << 20])
+    if options.only in (None, "serving"):
+        rows += serving_rows()
     options.out.mkdir(parents=True, exist_ok=True)
     about = {
         "torch": torch.__version__,
@@ -185,7 +200,7 @@ def main() -> None:
         "peak of this process, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     (options.out / "results.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
-    if rows:
+    if any(row["kind"] in ("block_mask", "long") for row in rows):
         plot(rows, options.out / "cost.png")
     print(f"wrote {options.out}/results.json and {options.out}/cost.png")
 

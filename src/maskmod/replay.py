@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskmod.abstract import Node, Unknown, record
+from maskmod.abstract import KV, Node, Unknown, record
 from maskmod.abstract.names import ELEMENTWISE
 from maskmod.algebra import Func, Mask, Sizes
 
@@ -27,10 +27,10 @@ class Replay:
     """
 
     def __init__(self, root: Node):
-        self._root, self._kept = root.number, {}
+        self._root, self._kept, self._nodes = root.number, {}, _needed(root)
         self._steps: list[tuple[int, Callable[..., Tensor], list]] = []
         settled: set[int] = set()
-        for node in _needed(root):
+        for node in self._nodes:
             needs = [a.number for a in node.args if isinstance(a, Node)]
             if all(number in self._kept for number in needs):
                 value = node.apply([_value(a, self._kept) for a in node.args])
@@ -42,13 +42,20 @@ class Replay:
                 if held and _shares_storage(value, held[0]):
                     self._kept[node.number] = value
                     continue
-            self._steps.append((node.number, _bound(node), list(node.args)))
+            self._steps.append(_ladder_step(node) or (node.number, _bound(node), list(node.args)))
 
     def read(self) -> Tensor:
-        """Bool, broadcastable to (B, H, q_len, kv_len): the mask as its tensors stand now."""
+        """Bool, broadcastable to (B, H, q_len, kv_len): the mask as its tensors stand now. Not for use in a graph."""
         values = dict(self._kept)
         for number, apply, args in self._steps:
-            values[number] = apply(*[values[a.number] if isinstance(a, Node) else a for a in args])
+            values[number] = apply(*[_value(a, values) for a in args])
+        return values[self._root]
+
+    def trace(self) -> Tensor:
+        """The same in a graph: every step anew, which the compiler fuses."""
+        values: dict[int, Tensor] = {}
+        for node in self._nodes:
+            values[node.number] = node.apply([_value(a, values) for a in node.args])
         return values[self._root]
 
 
@@ -83,6 +90,31 @@ def _needed(root: Node) -> list[Node]:
             seen[node.number] = node
             open_ += [a for a in node.args if isinstance(a, Node)]
     return [seen[number] for number in sorted(seen)]
+
+
+def _ladder_step(node: Node) -> tuple[int, Callable[..., Tensor], list] | None:
+    """A key position compared with a query's number, by copying rows that are known: True up to a place, then False.
+
+    A comparison writes booleans one by one; a row of this triangle is copied at the speed of memory. The triangle is
+    a view of 2 * kv_len booleans, each row starting one later.
+    """
+    if node.op not in ("le", "lt", "ge", "gt") or not all(isinstance(a, Node) for a in node.args):
+        return None
+    op, (a, b) = node.op, node.args
+    if b.is_position and b.axes == KV:
+        op, a, b = {"le": "ge", "lt": "gt", "ge": "le", "gt": "lt"}[op], b, a
+    kv_len = node.tape.lengths[-1]
+    if not (a.is_position and a.axes == KV) or b.axes & KV or b.shape or b.dtype not in (torch.int64, torch.int32):
+        return None
+    first = torch.arange(2 * kv_len, device=node.tape.device) < kv_len  # what kv < number is, from some place on
+    rows = (first if op in ("le", "lt") else ~first).as_strided((kv_len + 1, kv_len), (1, 1))
+    below = kv_len - (op in ("le", "gt"))  # kv <= n is kv < n + 1, and kv > n its opposite
+
+    def compare(number: Tensor) -> Tensor:
+        row = (below - number).clamp(0, kv_len)
+        return rows.index_select(0, row.reshape(-1)).view(*row.shape[:3], kv_len)
+
+    return node.number, compare, [b]
 
 
 def _bound(node: Node) -> Callable[..., Tensor]:
