@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint unit compile bench format clean
+.PHONY: demo test lint unit compile matrix bench format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ unit: $(STAMP)
 
 compile: $(STAMP)
 	$(BIN)/python -m pytest compile_tests
+
+# Every cell of the compile contract, written to docs/compile_matrix.md; about an hour on two cores.
+matrix: $(STAMP)
+	$(BIN)/python -m compile_tests.matrix
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
