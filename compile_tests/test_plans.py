@@ -110,9 +110,9 @@ def test_trees_change_from_step_to_step():
     compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
     with watch_graphs() as report, torch.no_grad():
         for step, drafts in enumerate([[-1, 0, 1, 2], [-1, 0, 0, 0], [-1, -1, 0, 1], [-1, 0, 0, 1]] * 4):
-            position, q_k_v = torch.tensor([[step + 1], [40 + step]]), qkv(layout, 4, step)
-            out = compiled(*q_k_v, position, torch.tensor([drafts, drafts[::-1] if step % 2 else drafts]).clamp(max=3))
-            torch.testing.assert_close(out, oracle(*q_k_v, mask, layout, position), rtol=1e-5, atol=2e-6)
+            position, (q, k, v) = torch.tensor([[step + 1], [40 + step]]), qkv(layout, 4, step)
+            out = compiled(q, k, v, position, torch.tensor([drafts, drafts[::-1] if step % 2 else drafts]).clamp(max=3))
+            torch.testing.assert_close(out, oracle(q, k, v, mask, layout, position), rtol=1e-5, atol=2e-6)
     assert report.graphs == 1
 
 
