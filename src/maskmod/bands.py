@@ -17,6 +17,8 @@ from maskmod.masks import Causal, Chunked, Full, Prefix, Sinks, SlidingWindow, W
 
 __all__ = ["Band", "band_of"]
 
+_KNOWN = (Full, Causal, SlidingWindow, Window, Prefix, Sinks, Chunked, Shift, And, Or, Not, PerHead)
+
 
 class Band(NamedTuple):
     """Visible where ``low <= kv_idx - q_idx <= high``; None is unbounded."""
@@ -43,6 +45,26 @@ def band_of(mask: Mask, q_len: int, kv_len: int) -> Band | None:
     >>> band_of(causal() & shift(sliding_window(4), q_offset=2), 8, 8)
     Band(low=-1, high=0)
     """
+    return _band(mask, _Span(0, q_len), _Span(0, kv_len))
+
+
+class _Span(NamedTuple):
+    """The positions ``begin <= idx < end`` at which a mask is read."""
+
+    begin: int
+    end: int
+
+    def moved(self, offset: int) -> _Span:
+        return _Span(self.begin + offset, self.end + offset)
+
+    def is_within(self, size: int) -> bool:
+        """Whether ``0 <= idx < size`` holds throughout."""
+        return known_true(self.begin >= 0) and known_true(self.end <= size)
+
+
+def _band(mask: Mask, q: _Span, kv: _Span) -> Band | None:
+    if type(mask) not in _KNOWN:  # a subclass may say something else than its base
+        return None
     match mask:
         case Full():
             return Band(None, None)
@@ -52,20 +74,20 @@ def band_of(mask: Mask, q_len: int, kv_len: int) -> Band | None:
             return Band(1 - size, 0)
         case Window(left=left, right=right) if not isinstance(left, Tensor) and not isinstance(right, Tensor):
             return Band(None if left is None else -left, right)
-        case Prefix(n=int(n)) | Sinks(n=int(n)) if known_true(n >= kv_len):
+        case Prefix(n=int(n)) | Sinks(n=int(n)) if known_true(n >= kv.end):
             return Band(None, None)
-        case Chunked(size=int(size), start=int(0)) if known_true(size >= q_len) and known_true(size >= kv_len):
+        case Chunked(size=int(size), start=int(0)) if q.is_within(size) and kv.is_within(size):
             return Band(None, None)
         case Shift(mask=inner, q_offset=int(q_offset), kv_offset=int(kv_offset)):
-            return _shifted(band_of(inner, q_len + q_offset, kv_len + kv_offset), q_offset - kv_offset)
+            return _shifted(_band(inner, q.moved(q_offset), kv.moved(kv_offset)), q_offset - kv_offset)
         case And(left=left, right=right):
-            return _intersection(band_of(left, q_len, kv_len), band_of(right, q_len, kv_len))
+            return _intersection(_band(left, q, kv), _band(right, q, kv))
         case Or(left=left, right=right):
-            return _union(band_of(left, q_len, kv_len), band_of(right, q_len, kv_len))
+            return _union(_band(left, q, kv), _band(right, q, kv))
         case Not(mask=inner):
-            return _complement(band_of(inner, q_len, kv_len))
+            return _complement(_band(inner, q, kv))
         case PerHead(masks=masks):
-            return functools.reduce(_same, (band_of(inner, q_len, kv_len) for inner in masks))
+            return functools.reduce(_same, (_band(inner, q, kv) for inner in masks))
     return None
 
 
