@@ -21,6 +21,7 @@ from maskmod.tables import (
     is_set,
     look_up,
     row_scalar,
+    wide,
 )
 
 __all__ = ["IndexMap", "PerHead", "Remap", "Shift", "Where", "at_positions", "per_head", "remap", "shift", "where"]
@@ -239,7 +240,8 @@ def per_head(masks: Sequence[MaskMod]) -> Mask:
 def _position(index_map: Tensor | IndexMap | None, b: Index, idx: Index):
     """``(position, in_range)``; in_range is None where the map has no end."""
     if isinstance(index_map, Tensor):
-        return look_up(index_map, b, idx)
+        position, in_range = look_up(index_map, b, idx)
+        return wide(position, index_map), in_range
     return (idx if index_map is None else index_map(b, idx)), None
 
 

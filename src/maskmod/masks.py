@@ -20,6 +20,7 @@ from maskmod.tables import (
     is_set,
     look_up,
     row_scalar,
+    wide,
 )
 
 __all__ = [
@@ -313,7 +314,7 @@ class Blockwise(Mask):
     def __call__(self, b, h, q_idx, kv_idx):
         q_id, q_in_range = look_up(self.ids, b, q_idx)
         kv_id, kv_in_range = look_up(self.ids, b, kv_idx)
-        return (q_id == kv_id) & (q_id != -1) & q_in_range & kv_in_range
+        return (q_id == kv_id) & (wide(q_id, self.ids) != -1) & q_in_range & kv_in_range
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_table_sizes(self, self.ids, B, q_len, "q_len")

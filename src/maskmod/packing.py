@@ -52,7 +52,7 @@ def lengths_from_cu_seqlens(cu_seqlens: Tensor) -> Tensor:
     [3, 2]
     """
     check_table("lengths_from_cu_seqlens(cu_seqlens)", cu_seqlens, holds="prefix sums")
-    return cu_seqlens.diff(dim=-1).to(torch.int32)
+    return cu_seqlens.long().diff(dim=-1).to(torch.int32)
 
 
 def document_ids_from_cu_seqlens(cu_seqlens: Tensor, *, total: int | None = None) -> Tensor:
@@ -66,7 +66,8 @@ def document_ids_from_cu_seqlens(cu_seqlens: Tensor, *, total: int | None = None
     check_table("document_ids_from_cu_seqlens(cu_seqlens)", cu_seqlens, holds="prefix sums")
     if total is None:
         total = _size_in_data("total", cu_seqlens[..., -1])
-    tokens = torch.arange(total, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    cu_seqlens = cu_seqlens.long()  # a narrow dtype need not hold ``total``
+    tokens = torch.arange(total, device=cu_seqlens.device)
     ends = cu_seqlens[..., 1:].contiguous()
     tokens = tokens.expand(*cu_seqlens.shape[:-1], total).contiguous()
     # The number of documents that end at or before a token is the number of its own.
@@ -91,7 +92,7 @@ def document_ids_from_position_ids(position_ids: Tensor) -> Tensor:
     """
     check_table("document_ids_from_position_ids(position_ids)", position_ids, holds="positions")
     begins = torch.ones_like(position_ids, dtype=torch.bool)
-    begins[..., 1:] = position_ids.diff(dim=-1) != 1
+    begins[..., 1:] = position_ids.long().diff(dim=-1) != 1  # in uint8, 0 follows 255
     return begins.cumsum(-1) - 1
 
 
@@ -116,7 +117,7 @@ def lengths_from_document_ids(document_ids: Tensor, *, num_documents: int | None
     [3, 2]
     """
     check_table("lengths_from_document_ids(document_ids)", document_ids)
-    real = document_ids != -1
+    real = document_ids.long() != -1  # in uint8, -1 is 255
     number = (_run_begins(document_ids) & real).cumsum(-1) - 1
     if num_documents is None:
         num_documents = _size_in_data("num_documents", number.amax() + 1) if number.numel() else 0

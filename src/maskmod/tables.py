@@ -23,6 +23,7 @@ __all__ = [
     "is_set",
     "look_up",
     "row_scalar",
+    "wide",
 ]
 
 
@@ -44,11 +45,19 @@ def is_set(table: Tensor, b: Index, idx: Index) -> Any:
     return (value if table.dtype == torch.bool else value != 0) & in_range
 
 
+def wide(value: Any, table: Tensor) -> Any:
+    """``value``, read from ``table``, in a dtype fit for arithmetic: int8 overflows, and -1 is 255 in uint8."""
+    fit = table.dtype in (torch.int64, torch.int32) or isinstance(value, int)
+    return value if fit else value.to(torch.int64)
+
+
 def row_scalar(value: int | Tensor, b: Index) -> Any:
     """The scalar that belongs to batch row ``b``: the value itself, the one entry of ``(1,)``, or entry ``b``."""
-    if isinstance(value, Tensor) and value.dim() == 1:
-        return value[0] if value.shape[0] == 1 else value[b]
-    return value
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() == 0:
+        return wide(value, value)
+    return wide(value[0] if value.shape[0] == 1 else value[b], value)
 
 
 def check_count(written: object, value: Any, *, least: int = 1, unit: str = "keys") -> None:
