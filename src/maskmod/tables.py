@@ -47,8 +47,9 @@ def is_set(table: Tensor, b: Index, idx: Index) -> Any:
 
 def wide(value: Any, table: Tensor) -> Any:
     """``value``, read from ``table``, in a dtype fit for arithmetic: int8 overflows, and -1 is 255 in uint8."""
-    fit = table.dtype in (torch.int64, torch.int32) or isinstance(value, int)
-    return value if fit else value.to(torch.int64)
+    if isinstance(value, int) or table.dtype in (torch.int64, torch.int32):
+        return value
+    return value.to(torch.int64)
 
 
 def row_scalar(value: int | Tensor, b: Index) -> Any:
