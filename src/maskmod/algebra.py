@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
@@ -71,15 +73,19 @@ def known_true(condition: bool | torch.SymBool) -> bool:
     return statically_known_true(condition)
 
 
+_TRACING_MODES = tuple(torch._C._TorchDispatchModeKey.__members__.values())  # functional, proxy, fake
+
+
 def tracing(*tensors: Tensor) -> bool:
     """Whether code runs under a trace: compiling, exporting, or on fake, meta or functorch tensors.
 
     Everything that would look at a tensor's values asks this first. Under ``make_fx`` and fake tensors
-    ``torch.compiler.is_compiling()`` is False, so the tensors themselves are looked at too.
+    ``torch.compiler.is_compiling()`` is False, so the tensors themselves are looked at too. Other dispatch modes, which
+    count or checkpoint what runs on real values, are no trace.
     """
     if torch.compiler.is_compiling():
         return True
-    if torch._C._len_torch_dispatch_stack():  # fake or proxy tensor mode is active
+    if torch._C._len_torch_dispatch_stack() and any(map(torch._C._get_dispatch_mode, _TRACING_MODES)):
         return True
     return any(t.is_meta or is_functorch_wrapped_tensor(t) or _is_fake(t) for t in tensors)
 
@@ -176,16 +182,24 @@ def _register_pytree(cls: type[Mask]) -> None:
     )
 
 
-def _closure_tensors(fn: Any) -> Iterator[Tensor]:
-    """Tensors that a plain function captured, as far as Python shows them: closure cells, partials, bound objects."""
+def _closure_tensors(fn: Any, met: tuple[Any, ...] = ()) -> Iterator[Tensor]:
+    """Tensors that a plain callable holds, as far as Python shows them.
+
+    They are looked for in closure cells and partials, in the attributes of a callable object or of the one behind a
+    method, and in a module's parameters and buffers; not in globals.
+    """
+    if torch.compiler.is_compiling():  # once it has shown a closure's cells, Dynamo cannot call the function any more
+        return
     while isinstance(fn, functools.partial):
         yield from (value for value in (*fn.args, *fn.keywords.values()) if isinstance(value, Tensor))
         fn = fn.func
-    try:
-        cells = fn.__closure__ or ()
-    except AttributeError:  # a callable object; in a graph also a function that was made there
+    if inspect.ismethod(fn):
+        yield from _attribute_tensors(fn.__self__)
         return
-    for cell in cells:
+    if not inspect.isroutine(fn):
+        yield from _attribute_tensors(fn)
+        return
+    for cell in getattr(fn, "__closure__", None) or ():
         try:
             value = cell.cell_contents
         except ValueError:  # a cell that is not filled yet
@@ -194,16 +208,24 @@ def _closure_tensors(fn: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, Mask):
             yield from value.tensors()
-        elif inspect.isfunction(value) and value is not fn:
-            yield from _closure_tensors(value)
+        elif inspect.isfunction(value) and value is not fn and not any(value is other for other in met):
+            yield from _closure_tensors(value, (*met, fn))
+
+
+def _attribute_tensors(instance: Any) -> Iterator[Tensor]:
+    if isinstance(instance, torch.nn.Module):
+        yield from instance.parameters()
+        yield from instance.buffers()
+    else:
+        yield from (value for value in getattr(instance, "__dict__", {}).values() if isinstance(value, Tensor))
 
 
 def spell(value: Any) -> str:
     """A field or argument as it stands in a repr: tensors as dtype and shape, never their values."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(spell, value))}]"
+    if type(value) is tuple:
+        return f"({', '.join(map(spell, value))}{',' * (len(value) == 1)})"
     return repr(value)
 
 
@@ -214,8 +236,8 @@ def spell(value: Any) -> str:
 class Mask:
     """A predicate ``(b, h, q_idx, kv_idx) -> bool`` that composes with ``& | ^ ~``; True means visible.
 
-    A subclass is a frozen dataclass whose fields are tensors (dynamic: new contents never recompile) or anything else
-    (structure: hashable, compared with ``==``). It writes ``__call__`` and nothing more::
+    A subclass becomes a frozen dataclass, without the decorator, whose fields are tensors (dynamic: new contents never
+    recompile) or anything else (structure: hashable, compared with ``==``). It writes ``__call__`` and nothing more::
 
         >>> class Diagonal(Mask):
         ...     width: int
@@ -244,6 +266,12 @@ class Mask:
         # compares tensors by value. Both are written below instead.
         dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
         cls._fields = tuple(field.name for field in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
+        taken = sorted(name for name in cls._fields if hasattr(Mask, name))
+        if taken:
+            seen = f"every mask has an attribute {taken[0]!r} of its own"
+            raise MaskTypeError(f"class {cls.__qualname__} with a field {taken[0]!r}", seen, "Rename the field.")
+        if "_name" not in vars(cls):
+            cls._name = None  # a subclass is not spelled as its base
         _register_pytree(cls)
 
     def __call__(self, b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Any:
@@ -298,13 +326,21 @@ class Mask:
         return hash((type(self), *(_hashable(value) for value in _values(self))))
 
     def __repr__(self) -> str:
-        parts = [spell(value) for value in _values(self)]
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        parts = [
+            f"{field.name}=" * (field.kw_only is True) + spell(getattr(self, field.name))
+            for field in fields
+            if field.init
+        ]
         return f"{self._name or type(self).__name__}({', '.join(parts)})"
 
     # -- what readers ask -------------------------------------------------------------------------------------
 
     def _parts(self) -> Iterator[Any]:
         for value in _values(self):
+            if isinstance(value, (list, dict, set)):
+                seen = f"a field that is a {type(value).__name__}: it can change, and tensors in it would go unseen"
+                raise MaskTypeError(self, seen, "Hold a tensor, a tuple, or a frozen dataclass.")
             yield from value if isinstance(value, tuple) else (value,)
 
     def tensors(self) -> Iterator[Tensor]:
@@ -327,17 +363,17 @@ class Mask:
                 part.check(B, H, q_len, kv_len)
 
     def to(self, device: torch.device | str) -> Self:
-        """The same mask with every tensor on ``device``; itself where nothing moves.
+        """The same mask with every tensor on ``device``; an equal one where nothing moves.
 
         Raises:
-            MaskTypeError: a plain function captured a tensor that would stay behind.
+            MaskTypeError: a plain function, method or module holds a tensor that would stay behind.
         """
         target = torch.empty(0, device=device).device
         functions = (part for part in self._parts() if callable(part) and not isinstance(part, Mask))
         if any(tensor.device != target for fn in functions for tensor in _closure_tensors(fn)):
             raise MaskTypeError(
                 f"{self!r}.to({str(device)!r})",
-                "the function captured a tensor that lives on another device, and a closure cannot be rewritten",
+                "a function or module in it holds a tensor on another device, and only fields of masks are moved",
                 "Hold the tensor in a field of a Mask subclass, or build the function again from moved tensors.",
             )
         return pytree.tree_map(
@@ -422,14 +458,26 @@ class Func(Mask):
         return self  # as Python does for functions
 
     def __reduce__(self):
-        name = getattr(self.fn, "__qualname__", "")
+        fn = self.fn
+        while isinstance(fn, functools.partial):
+            fn = fn.func
+        name = getattr(fn, "__qualname__", "")
         if "<lambda>" in name or "<locals>" in name:
             raise MaskTypeError(
                 f"pickle of {self!r}",
                 "a lambda or a local function has no importable name",
                 "Define it with `def` at the top of a module, or as a subclass of Mask.",
             )
+        if _importable(getattr(fn, "__module__", None), name) == self:  # `mask_mod` as a decorator took the name
+            return _importable, (fn.__module__, name)
         return Func, (self.fn,)
+
+
+def _importable(module: str | None, name: str) -> Any:
+    found: Any = sys.modules.get(module or "") or importlib.import_module(module or "builtins")
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def mask_mod(fn: MaskMod) -> Mask:

@@ -215,6 +215,9 @@ class PerHead(Mask):
             visible = part if visible is None else visible | part
         return visible
 
+    def __repr__(self) -> str:
+        return f"per_head([{', '.join(map(repr, self.masks))}])"
+
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         if H is not None and known_true(len(self.masks) != H):
             raise MaskShapeError(
