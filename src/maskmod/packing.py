@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskmod.algebra import tracing
-from maskmod.errors import MaskValueError
+from maskmod.algebra import known_true, tracing
+from maskmod.errors import MaskShapeError, MaskValueError
 from maskmod.tables import check_table
 
 __all__ = [
@@ -64,8 +64,15 @@ def document_ids_from_cu_seqlens(cu_seqlens: Tensor, *, total: int | None = None
     [0, 0, 0, 1, 1, -1]
     """
     check_table("document_ids_from_cu_seqlens(cu_seqlens)", cu_seqlens, holds="prefix sums")
+    if known_true(cu_seqlens.shape[-1] == 0):
+        raise MaskShapeError(
+            "document_ids_from_cu_seqlens(cu_seqlens)",
+            "no prefix sums, though even no documents have one: 0",
+            "Begin them with 0.",
+        )
     if total is None:
         total = _size_in_data("total", cu_seqlens[..., -1])
+    _check_size("document_ids_from_cu_seqlens", "total", total)
     cu_seqlens = cu_seqlens.long()  # a narrow dtype need not hold ``total``
     tokens = torch.arange(total, device=cu_seqlens.device)
     ends = cu_seqlens[..., 1:].contiguous()
@@ -111,7 +118,8 @@ def position_ids_from_document_ids(document_ids: Tensor) -> Tensor:
 def lengths_from_document_ids(document_ids: Tensor, *, num_documents: int | None = None) -> Tensor:
     """Tokens of each run of equal ids, int32 (D,) or (B, D).
 
-    A run of -1 is no document; a row with fewer documents than another ends in zeros.
+    A run of -1 is no document; a row with fewer documents than another ends in zeros, and documents past
+    ``num_documents`` are left out. Lengths say nothing of where documents lie: padding before or between them is lost.
 
     >>> lengths_from_document_ids(torch.tensor([0, 0, 0, 1, 1, -1])).tolist()
     [3, 2]
@@ -121,6 +129,7 @@ def lengths_from_document_ids(document_ids: Tensor, *, num_documents: int | None
     number = (_run_begins(document_ids) & real).cumsum(-1) - 1
     if num_documents is None:
         num_documents = _size_in_data("num_documents", number.amax() + 1) if number.numel() else 0
+    _check_size("lengths_from_document_ids", "num_documents", num_documents)
     # Tokens outside every document, and documents past num_documents, are counted in a slot that is then cut off.
     slot = torch.where(real, number.clamp(max=num_documents), num_documents)
     lengths = torch.zeros(*number.shape[:-1], num_documents + 1, dtype=torch.int32, device=document_ids.device)
@@ -129,6 +138,8 @@ def lengths_from_document_ids(document_ids: Tensor, *, num_documents: int | None
 
 def cu_seqlens_from_document_ids(document_ids: Tensor, *, num_documents: int | None = None) -> Tensor:
     """Prefix sums of the runs of equal ids; see `lengths_from_document_ids`.
+
+    They describe the tokens in place only where -1 stands after the last document, if anywhere: pack left-padded rows.
 
     >>> cu_seqlens_from_document_ids(torch.tensor([0, 0, 0, 1, 1])).tolist()
     [0, 3, 5]
@@ -178,6 +189,13 @@ def _run_begins(ids: Tensor) -> Tensor:
     begins = torch.ones_like(ids, dtype=torch.bool)
     begins[..., 1:] = ids[..., 1:] != ids[..., :-1]
     return begins
+
+
+def _check_size(written: str, name: str, size: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)) or known_true(size < 0):
+        raise MaskValueError(
+            f"{written}({name}={size!r})", "not a number of tokens or documents", "Pass an int from 0."
+        )
 
 
 def _size_in_data(name: str, sizes: Tensor) -> int:

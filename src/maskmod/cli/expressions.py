@@ -23,6 +23,8 @@ __all__ = ["mask_from_text"]
 _VOCABULARY: dict[str, Callable] = {
     name: getattr(module, name) for module in (masks, indexing) for name in module.__all__ if name[0].islower()
 }
+_INT_BITS = 62  # of an index, with room for a sum
+
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
@@ -49,6 +51,8 @@ def mask_from_text(text: str) -> Mask:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
         raise _unreadable(text, f"no expression: {error.msg}") from error
+    except (RecursionError, MemoryError) as error:  # what a deep expression comes to differs between Pythons
+        raise _unreadable(text[:40] + "...", "nested too deeply") from error
     mask = _value(tree.body, text)
     if not isinstance(mask, Mask):
         raise MaskTypeError(repr(text), f"a {type(mask).__name__}, not a mask", _TODO)
@@ -57,6 +61,8 @@ def mask_from_text(text: str) -> Mask:
 
 def _value(node: ast.expr, text: str) -> Any:
     match node:
+        case ast.Constant(value=int() as value) if value.bit_length() > _INT_BITS:
+            raise _unreadable(text, f"{value} does not fit an index")
         case ast.Constant(value=bool() | int() | None as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as value)):
