@@ -47,7 +47,7 @@ def register_backend(
     Raises:
         BackendError: the name is taken.
     """
-    if name in _BACKENDS:
+    if name in _BACKENDS or name == "auto":
         raise BackendError(f"register_backend({name!r})", "the name is taken", f"Registered: {sorted(_BACKENDS)}.")
     _BACKENDS[name] = Backend(name, lower, attend, refuse)
 
@@ -120,6 +120,9 @@ def select_backend(
         return Choice("sdpa", maskless.why, rejected | {"flex": "SDPA needs no mask here"})
     refusal = flex.refuse(mask, request)
     dense_bytes = sizes.B * sizes.H * q_len * kv_len
+    if refusal is None and known_true(dense_bytes > _DENSE_LIMIT):  # at most; one mask may serve all rows or heads
+        shared = shared_sizes(mask, sizes, device=device)
+        dense_bytes = shared.B * shared.H * q_len * kv_len
     if refusal is None and known_true(dense_bytes > _DENSE_LIMIT):
         return Choice(
             "flex", f"a dense mask would take {dense_bytes / 2**30:.1f} GiB", rejected | {"sdpa": "dense mask"}
@@ -174,7 +177,8 @@ def attention(
     if refusal is not None:
         raise UnsupportedMask(f"attention(backend={backend!r})", refusal, 'Use backend="auto" or "sdpa".')
     args = chosen.lower(mask, sizes, dtype=q.dtype, device=q.device, empty_rows="keep")
-    return chosen.attend(q, k, v, mask, args, scale=scale, enable_gqa=enable_gqa, empty_rows=empty_rows)
+    out = chosen.attend(q, k, v, mask, args, scale=scale, enable_gqa=enable_gqa, empty_rows=empty_rows)
+    return out.to(q.dtype)  # autocast answers in a dtype of its own, another on each backend
 
 
 def _backend(name: str) -> Backend:
@@ -187,11 +191,16 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> tuple[in
     def refusal(seen: str, todo: str) -> MaskShapeError:  # spelled out only when raised: printing a length fixes it
         return MaskShapeError(f"attention(q={list(q.shape)}, k={list(k.shape)}, v={list(v.shape)})", seen, todo)
 
+    if not all(isinstance(t, Tensor) for t in (q, k, v)):
+        kinds = ", ".join(type(t).__name__ for t in (q, k, v))
+        raise MaskTypeError("attention(q, k, v, mask)", f"q, k and v are {kinds}", "Pass three tensors, then the mask.")
     if any(t.dim() != 4 for t in (q, k, v)):
         raise refusal("not all 4-d", "Pass (batch, heads, length, size).")
     if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
         kinds = ", ".join(f"{t.dtype} on {t.device}" for t in (q, k, v))
         raise MaskTypeError("attention(q, k, v)", f"dtypes or devices differ: {kinds}", "Pass the same for all three.")
+    if not q.dtype.is_floating_point:
+        raise MaskTypeError("attention(q, k, v)", f"tensors of {q.dtype}", "Pass a floating dtype.")
     B, H, q_len, D = q.shape
     if known_true(k.shape[0] != B) or known_true(v.shape[0] != B):
         raise refusal("batch sizes differ", "Expand k and v to q's batch.")
@@ -202,6 +211,6 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> tuple[in
     if known_true(k.shape[1] != H):
         if not enable_gqa:
             raise refusal(f"{H} query heads, {k.shape[1]} kv heads", "Pass enable_gqa=True.")
-        if known_true(H % k.shape[1] != 0):
+        if known_true(k.shape[1] == 0) or known_true(H % k.shape[1] != 0):
             raise refusal(f"{k.shape[1]} kv heads do not divide {H}", "Grouped heads come in equal groups.")
     return B, H, q_len, k.shape[2]
