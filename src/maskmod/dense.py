@@ -106,6 +106,13 @@ def _run(mask: Mask, lifted: Callable[..., Tensor], indices: list[Tensor]) -> Te
         except RuntimeError as error:
             if "data-dependent control flow" in str(error) or ".item()" in str(error):
                 raise _truth_value(mask) from error
+            elsewhere = {tensor.device for tensor in mask.tensors() if tensor.dim()} - {indices[0].device}
+            if elsewhere:
+                raise MaskTypeError(
+                    f"{mask!r} read on {indices[0].device}",
+                    f"it holds tensors on {' and '.join(sorted(map(str, elsewhere)))}",
+                    f'Move them: mask.to("{indices[0].device}").',
+                ) from error
             raise
 
 

@@ -43,7 +43,9 @@ def dense_mask(
     mask = as_mask(mask)
     painted = None
     if method != "vmap" and not tracing(*mask.tensors()):
-        painted = paint(mask, sizes_of(mask, B, H, q_len, kv_len), device_of(mask, device))
+        target = device_of(mask, device)
+        if all(tensor.device.type == target.type for tensor in mask.tensors() if tensor.dim()):
+            painted = paint(mask, sizes_of(mask, B, H, q_len, kv_len), target)  # where the tables are, never elsewhere
     if painted is None and method == "blocks":
         raise MaskValueError(
             f'dense_mask({mask!r}, method="blocks")', "it cannot be painted here", 'Pass method="auto" or "vmap".'
