@@ -65,7 +65,7 @@ def test_tensors_behind_a_callable_are_found_and_not_left_behind(hold):
     assert [tensor is IDS for tensor in mask.tensors()] == [True]
     assert dense_mask(mask, 1, 1, 4, 4).sum() == 6
     assert mask.to("cpu") == mask
-    with pytest.raises(MaskTypeError, match="only fields of masks are moved"):
+    with pytest.raises(MaskTypeError, match="only fields are moved"):
         mask.to("meta")
 
 

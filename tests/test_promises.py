@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import maskmod
 from maskmod import attention, causal, dense_mask, document, key_padding, lower, select_backend, vmap_mask
 from maskmod.cli.expressions import mask_from_text
-from maskmod.errors import BackendError, MaskShapeError, MaskTypeError, MaskValueError, UnsupportedMask
+from maskmod.errors import BackendError, MaskShapeError, MaskTypeError, MaskValueError
 from maskmod.packing import document_ids_from_cu_seqlens, document_ids_from_lengths, lengths_from_document_ids
 
 IDS = torch.tensor([0, 0, 1, 1, 1])
@@ -59,12 +59,6 @@ def test_the_choice_is_the_same_for_the_sizes_of_a_call_as_in_it():
 def test_auto_is_no_name_for_a_backend():
     with pytest.raises(BackendError, match="taken"):
         maskmod.register_backend("auto", lower=lower, attend=attention)
-
-
-@pytest.mark.parametrize(("q_len", "kv_len"), [(0, 4), (4, 0)])
-def test_flex_refuses_sequences_without_tokens(q_len, kv_len):
-    with pytest.raises(UnsupportedMask, match="no empty sequences"):
-        lower(causal(), "flex", 1, 1, q_len, kv_len)
 
 
 def test_attention_names_what_it_cannot_take():

@@ -373,7 +373,7 @@ class Mask:
         if any(tensor.device != target for fn in functions for tensor in _closure_tensors(fn)):
             raise MaskTypeError(
                 f"{self!r}.to({str(device)!r})",
-                "a function or module in it holds a tensor on another device, and only fields of masks are moved",
+                "the function captured a tensor that lives on another device, and only fields are moved",
                 "Hold the tensor in a field of a Mask subclass, or build the function again from moved tensors.",
             )
         return pytree.tree_map(
