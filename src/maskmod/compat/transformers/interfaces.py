@@ -1,0 +1,333 @@
+"""One expression as the mask of each attention implementation: transformers' ``*_mask`` functions and their registry.
+
+An interface gets a predicate, lengths and offsets. It knows nothing of models and caches, of a config only the number
+of heads, and it adds nothing to the predicate but the padding it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, known_true, tracing
+from maskmod.backends import flex
+from maskmod.compat.transformers.predicates import causal_mask_function, prepare_padding_mask
+from maskmod.compat.transformers.settings import DEFAULTS
+from maskmod.dense import reads_b_and_h
+from maskmod.errors import UnsupportedMask
+from maskmod.indexing import Remap, Shift, shift
+from maskmod.masks import Causal, Chunked, Document, Full, KeyPadding, SlidingWindow, Window, key_padding
+from maskmod.readers import bias_from_bool, dense_mask
+
+__all__ = [
+    "ALL_MASK_ATTENTION_FUNCTIONS",
+    "AttentionMaskInterface",
+    "eager_mask",
+    "flash_attention_mask",
+    "flex_attention_mask",
+    "sdpa_mask",
+]
+
+_POSITIONS = (Causal, Full, SlidingWindow, Window)
+_VOCABULARY = (*_POSITIONS, Chunked, Document, KeyPadding, And, Remap, Shift)
+"""What transformers' own functions are made of: none reads the head, all evaluate on whole tensors of indices."""
+
+
+def sdpa_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: MaskMod = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    *,
+    config: Any = None,
+    strict: bool | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask as bool ``(batch_size, 1, q_length, kv_length)``, True = visible; None where a skip is allowed and SDPA's
+    ``is_causal`` flag, or no mask at all, says the same.
+
+    Args:
+        mask_function: any predicate; a skip does not look at it, as in transformers, unless ``strict``.
+        attention_mask: the 2-D padding mask, bool ``(batch_size, n)``.
+        local_size: the window or chunk; a skip needs fewer keys than this.
+        use_vmap: lift the predicate by `torch.vmap` rather than call it on whole tensors of indices.
+        config: its ``num_attention_heads`` is the head count of a predicate that reads ``h``.
+        strict: raise where a skip would drop a predicate.
+
+    Raises:
+        UnsupportedMask: the predicate reads ``h`` and no config says how many heads there are.
+    """
+    padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    mask = as_mask(mask_function)
+    if (
+        allow_is_causal_skip
+        and _flag_suffices(padding, q_length, kv_length, q_offset, kv_offset, local_size)
+        or allow_is_bidirectional_skip
+        and _hides_nothing(padding, kv_length, local_size)
+    ):
+        if _is_strict(strict) and not _is_local_causal(mask, local_size):
+            raise UnsupportedMask(
+                f"sdpa_mask(mask_function={mask!r})",
+                "the skip returns None, which drops the predicate",
+                "Pass allow_is_causal_skip=False and allow_is_bidirectional_skip=False.",
+            )
+        return None
+    if padding is not None:
+        mask = mask & key_padding(padding)
+    sizes = Sizes(batch_size, _heads(mask, config, use_vmap, device), q_length, kv_length)
+    mask = shift(mask, q_offset=q_offset, kv_offset=kv_offset)
+    return dense_mask(mask, *sizes, device=device) if use_vmap else _broadcast(mask, sizes, device)
+
+
+def eager_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: MaskMod = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    allow_is_bidirectional_skip: bool = False,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    *,
+    allow_is_causal_skip: bool = False,
+    **kwargs: Any,
+) -> Tensor | None:
+    """`sdpa_mask` as a bias: 0 where visible, ``finfo(dtype).min`` where hidden. A causal mask is never skipped here."""
+    visible = sdpa_mask(
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        mask_function,
+        attention_mask,
+        allow_is_causal_skip=False,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip,
+        use_vmap=use_vmap,
+        device=device,
+        **kwargs,
+    )
+    return None if visible is None else bias_from_bool(visible, dtype, torch.finfo(dtype).min)
+
+
+def flash_attention_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: MaskMod = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    strict: bool | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """The 2-D padding mask cut to the last ``kv_length`` keys; None where outside a trace the data shows no padding.
+
+    Flash kernels take causality and window as arguments of their own, so the predicate is only checked: nothing in it
+    reaches the kernel.
+
+    Raises:
+        UnsupportedMask: the predicate reads ``h``; with ``strict``, it is anything but causal, a window, documents, or
+            chunks that the keys do not outgrow.
+    """
+    mask = as_mask(mask_function)
+    if _is_strict(strict) and not _kernel_knows(mask, kv_length + kv_offset):
+        raise UnsupportedMask(
+            f"flash_attention_mask(mask_function={mask!r})",
+            "flash kernels take causality, a window and documents; the rest of the predicate would be dropped",
+            "Use the implementation 'sdpa', 'eager' or 'flex_attention'.",
+        )
+    if _reads_h(mask, True, device):
+        raise UnsupportedMask(
+            f"flash_attention_mask(mask_function={mask!r})",
+            "the predicate reads h, and the kernel would not see it",
+            "Use the implementation 'sdpa', 'eager' or 'flex_attention'.",
+        )
+    if attention_mask is None:
+        return None
+    padding = attention_mask[:, -kv_length:]
+    if not tracing(padding) and padding.shape[1] == kv_length and bool(padding.all()):
+        return None
+    return padding
+
+
+def flex_attention_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: MaskMod = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    config: Any = None,
+    **kwargs: Any,
+) -> BlockMask:
+    """The mask as flex's BlockMask; the padding joins the predicate unless the data, outside a trace, shows none."""
+    mask = as_mask(mask_function)
+    padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    if padding is not None and (tracing(padding) or not bool(attention_mask.all())):
+        mask = mask & key_padding(padding)
+    sizes = Sizes(batch_size, _heads(mask, config, True, device), q_length, kv_length)
+    mask = shift(mask, q_offset=q_offset, kv_offset=kv_offset)
+    return flex.lower(mask, sizes, dtype=torch.bool, device=torch.device(device)).block_mask
+
+
+class AttentionMaskInterface(MutableMapping[str, Callable[..., Any]]):
+    """The mask function of each attention implementation: those registered for all, under those set on this object."""
+
+    _global_mapping: ClassVar[dict[str, Callable[..., Any]]] = {
+        "sdpa": sdpa_mask,
+        "eager": eager_mask,
+        "flash_attention_2": flash_attention_mask,
+        "flash_attention_3": flash_attention_mask,
+        "flash_attention_4": flash_attention_mask,
+        "flex_attention": flex_attention_mask,
+    }
+
+    def __init__(self):
+        self._local_mapping: dict[str, Callable[..., Any]] = {}
+
+    @classmethod
+    def register(cls, key: str, value: Callable[..., Any]) -> None:
+        """Set the mask function of an implementation for every interface object."""
+        cls._global_mapping[key] = value
+
+    def __getitem__(self, key: str) -> Callable[..., Any]:
+        return self._local_mapping[key] if key in self._local_mapping else self._global_mapping[key]
+
+    def __setitem__(self, key: str, value: Callable[..., Any]) -> None:
+        self._local_mapping[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._local_mapping[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._global_mapping | self._local_mapping)
+
+    def __len__(self) -> int:
+        return len(self._global_mapping | self._local_mapping)
+
+    def valid_keys(self) -> list[str]:
+        return list(self)
+
+
+ALL_MASK_ATTENTION_FUNCTIONS = AttentionMaskInterface()
+
+
+# --------------------------------------------------------------------------------------------- when no mask is needed
+
+
+def _flag_suffices(
+    padding: Tensor | None,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor,
+    kv_offset: int,
+    local_size: int | None,
+) -> bool:
+    """Whether SDPA's ``is_causal`` flag, which transformers sets for more than one query, replaces a causal mask.
+
+    The flag is top-left aligned. It is right for one query, for as many queries as keys, and for an empty static cache,
+    whose unwritten slots lie above the diagonal.
+    """
+    if local_size is not None and not known_true(kv_length < local_size):
+        return False
+    if isinstance(q_offset, Tensor) and tracing(q_offset):
+        return False
+    aligned = known_true(q_length == 1) or known_true(kv_length == q_length)
+    if padding is None:
+        return aligned or _is_zero(q_offset)
+    if tracing(padding):
+        return False
+    if padding.shape[-1] > kv_length:
+        padding = padding[:, kv_offset : kv_offset + kv_length]
+    if aligned and bool(padding.all()):
+        return True
+    return _is_zero(q_offset) and bool(padding[:, :q_length].all()) and not bool(padding[:, q_length:].any())
+
+
+def _hides_nothing(padding: Tensor | None, kv_length: int, local_size: int | None) -> bool:
+    if local_size is not None and not known_true(kv_length < local_size):
+        return False
+    return padding is None or (not tracing(padding) and bool(padding.all()))
+
+
+def _is_zero(offset: int | Tensor) -> bool:
+    return bool(offset == 0) if isinstance(offset, Tensor) else known_true(offset == 0)
+
+
+# ------------------------------------------------------------------------------------------------- what a predicate is
+
+
+def _is_strict(strict: bool | None) -> bool:
+    return DEFAULTS.strict if strict is None else strict
+
+
+def _made_of(mask: Mask, kinds: tuple[type[Mask], ...]) -> bool:
+    """Whether every node of the expression is of these kinds."""
+    if not isinstance(mask, kinds):
+        return False
+    inner = (getattr(mask, name) for name in mask._fields)
+    return all(_made_of(value, kinds) for value in inner if isinstance(value, Mask))
+
+
+def _is_local_causal(mask: Mask, local_size: int | None) -> bool:
+    return _made_of(mask, (Causal, Full) if local_size is None else (*_POSITIONS, Chunked, And))
+
+
+def _kernel_knows(mask: Mask, keys: int) -> bool:
+    if isinstance(mask, And):
+        return _kernel_knows(mask.left, keys) and _kernel_knows(mask.right, keys)
+    if isinstance(mask, Chunked):
+        return not isinstance(mask.size, Tensor) and known_true(keys <= mask.size)
+    return _made_of(mask, (*_POSITIONS, And, Document, Remap))
+
+
+def _reads_h(mask: Mask, use_vmap: bool, device: torch.device | str) -> bool:
+    if _made_of(mask, _VOCABULARY):
+        return False
+    if use_vmap:
+        return reads_b_and_h(mask, device=device)[1]
+    zero = torch.zeros((1, 1, 1, 1), dtype=torch.int64, device=device)
+    probe = mask(zero, zero.expand(1, 2, 1, 1), zero, zero)
+    return isinstance(probe, Tensor) and probe.dim() == 4 and probe.shape[1] == 2
+
+
+def _heads(mask: Mask, config: Any, use_vmap: bool, device: torch.device | str) -> int:
+    """1, or the number of heads where the predicate reads them."""
+    if not _reads_h(mask, use_vmap, device):
+        return 1
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:
+        raise UnsupportedMask(
+            f"mask_function={mask!r}",
+            "it reads h, and the number of heads is unknown",
+            "Pass config= with num_attention_heads, or call a create_* function.",
+        )
+    return heads
+
+
+def _broadcast(mask: Mask, sizes: Sizes, device: torch.device | str) -> Tensor:
+    """The predicate called once on whole tensors of indices, (B, 1, 1, 1) to (1, 1, 1, kv_len)."""
+    b, h, q_idx, kv_idx = (torch.arange(size, device=device) for size in sizes)
+    visible = mask(b[:, None, None, None], h[:, None, None], q_idx[:, None], kv_idx)
+    return visible.expand(sizes)
