@@ -82,7 +82,9 @@ class AttentionMaskConverter:
         _warn()
         B, kv_len = attention_mask_2d.shape
         if kv_len not in (1, key_value_length):
-            raise RuntimeError(f"a 2-D mask of {kv_len} keys with key_value_length={key_value_length}: pass equal ones.")
+            raise RuntimeError(
+                f"a 2-D mask of {kv_len} keys with key_value_length={key_value_length}: pass equal ones."
+            )
         valid = _ones(attention_mask_2d, dtype).expand(B, key_value_length)
         mask = _causal(key_value_length - query_length, self.sliding_window) & key_padding(valid)
         return _bias(mask, B, query_length, key_value_length, dtype, valid.device)
@@ -228,9 +230,7 @@ def _ones(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype) == 1
 
 
-def _bias(
-    mask: Mask, B: int, q_len: int, kv_len: int, dtype: torch.dtype, device: torch.device | str
-) -> Tensor:
+def _bias(mask: Mask, B: int, q_len: int, kv_len: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     return additive_bias(mask, B, 1, q_len, kv_len, dtype=dtype, device=device)
 
 

@@ -65,9 +65,16 @@ class _Change(NamedTuple):
     after: Any
 
 
+class _Pair(NamedTuple):
+    """One of transformers' functions, and the one that stands in for it."""
+
+    name: str
+    theirs: Any
+    own: Any
+
+
 class _Installed(NamedTuple):
-    pairs: list[tuple[Any, Any]]
-    """transformers' functions, each with the one that stands in for it."""
+    pairs: list[_Pair]
     changes: list[_Change]
 
 
@@ -101,11 +108,10 @@ def install(*, allow_untested: bool = False, strict: bool = False, packed: bool 
     masking_utils = importlib.import_module("transformers.masking_utils")
     registry, mapping = masking_utils.AttentionMaskInterface, "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING"
     pairs = list(_pairs(masking_utils, importlib.import_module("transformers.modeling_attn_mask_utils")))
-    ours = {id(theirs): own for theirs, own in pairs}
     changes = [
-        *(change for name, names in _modules() for change in _swaps(f"{name}.{{}}", names, ours)),
-        *_swaps(f"{mapping}[{{!r}}]", getattr(masking_utils, mapping), ours),
-        *_swaps("AttentionMaskInterface[{!r}]", registry._global_mapping, ours),
+        *_in_modules(pairs),
+        *_in_table(mapping, getattr(masking_utils, mapping), pairs),
+        *_in_table("AttentionMaskInterface", registry._global_mapping, pairs),
     ]
     for change in changes:
         change.table[change.key] = change.after
@@ -126,39 +132,43 @@ def uninstall() -> None:
     for change in _installed.changes:
         if change.table.get(change.key) is change.after:  # else somebody has set it to a third thing since
             change.table[change.key] = change.before
-    theirs = {id(own): theirs for theirs, own in _installed.pairs}
-    for name, names in _modules():
-        if name.partition(".")[0] in ("transformers", "transformers_modules"):
-            for change in _swaps(name, names, theirs):
-                change.table[change.key] = change.after
+    back = [_Pair(name, own, theirs) for name, theirs, own in _installed.pairs]
+    for change in _in_modules(back):
+        if change.where.partition(".")[0] in ("transformers", "transformers_modules"):
+            change.table[change.key] = change.after
     interfaces.AttentionMaskInterface._global_mapping = _own_registry
     DEFAULTS.strict, DEFAULTS.packed = False, None
     _installed = None
 
 
-def _pairs(masking_utils: ModuleType, legacy: ModuleType) -> Iterator[tuple[Any, Any]]:
+def _pairs(masking_utils: ModuleType, legacy: ModuleType) -> Iterator[_Pair]:
     for module in (create, interfaces, predicates):
         for name in module.__all__:
             if inspect.isfunction(getattr(masking_utils, name)):  # classes and tables keep their identity
-                yield getattr(masking_utils, name), getattr(module, name)
+                yield _Pair(name, getattr(masking_utils, name), getattr(module, name))
     for name in _LEGACY:
-        yield getattr(legacy, name), getattr(transformers_legacy, name)
+        yield _Pair(name, getattr(legacy, name), getattr(transformers_legacy, name))
 
 
-def _modules() -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, module in list(sys.modules.items()):
-        names = getattr(module, "__dict__", None)
-        if isinstance(names, dict) and name.partition(".")[0] != "maskmod":
-            yield name, names
+def _in_modules(pairs: list[_Pair]) -> Iterator[_Change]:
+    """Modules that have a function under its own name. Other references to it were kept on purpose."""
+    for module, loaded in list(sys.modules.items()):
+        names = getattr(loaded, "__dict__", None)
+        if isinstance(names, dict) and module.partition(".")[0] != "maskmod":
+            for name, theirs, own in pairs:
+                if names.get(name) is theirs:
+                    yield _Change(f"{module}.{name}", names, name, theirs, own)
 
 
-def _swaps(where: str, table: dict[str, Any], replacements: dict[int, Any]) -> Iterator[_Change]:
-    """The changes that replace, by identity, a table's functions, those bound in partials and in inner tables too."""
+def _in_table(where: str, table: dict[str, Any], pairs: list[_Pair]) -> Iterator[_Change]:
+    """Entries that are a function, a partial of one, or a table of them."""
+    own = {id(pair.theirs): pair.own for pair in pairs}
     for key, value in list(table.items()):
-        after = replacements.get(id(value))
-        if type(value) is functools.partial and id(value.func) in replacements:
-            after = functools.partial(replacements[id(value.func)], *value.args, **value.keywords)
-        if after is not None:
-            yield _Change(where.format(key), table, key, value, after)
-        elif where.startswith("LAYER") and isinstance(value, dict):
-            yield from _swaps(f"{where.format(key)}[{{!r}}]", value, replacements)
+        here = f"{where}[{key!r}]"
+        if isinstance(value, dict):
+            yield from _in_table(here, value, pairs)
+        elif isinstance(value, functools.partial) and id(value.func) in own:
+            after = functools.partial(own[id(value.func)], *value.args, **value.keywords)
+            yield _Change(here, table, key, value, after)
+        elif id(value) in own:
+            yield _Change(here, table, key, value, own[id(value)])
