@@ -358,9 +358,10 @@ def _create(
     config, embeds = read.config, read.inputs_embeds
     if len(getattr(read.attention_mask, "shape", ())) == 4:
         return read.attention_mask
-    if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
+    implementation = config._attn_implementation
+    if implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
         return None  # an implementation that takes no mask: servers with kernels of their own
-    interface = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
+    interface = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
     padding = read.attention_mask
     if padding is not None and padding.ndim == 2:
         padding = padding.to(device=embeds.device, dtype=torch.bool)

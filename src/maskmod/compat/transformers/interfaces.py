@@ -84,11 +84,14 @@ def sdpa_mask(
                 "Pass allow_is_causal_skip=False and allow_is_bidirectional_skip=False.",
             )
         return None
-    if padding is not None:
-        mask = mask & key_padding(padding)
     sizes = Sizes(batch_size, _heads(mask, config, use_vmap, device), q_length, kv_length)
-    mask = shift(mask, q_offset=q_offset, kv_offset=kv_offset)
-    return dense_mask(mask, *sizes, device=device) if use_vmap else _broadcast(mask, sizes, device)
+    if use_vmap:
+        visible = dense_mask(shift(mask, q_offset=q_offset, kv_offset=kv_offset), *sizes, device=device)
+    else:
+        visible = _broadcast(mask, sizes, q_offset, kv_offset, device)
+    if padding is not None:  # it reads the key alone, so a slice of it is its dense form
+        visible = visible & padding[:, None, None, kv_offset : kv_offset + kv_length]
+    return visible.expand(sizes)
 
 
 def eager_mask(
@@ -326,8 +329,12 @@ def _heads(mask: Mask, config: Any, use_vmap: bool, device: torch.device | str) 
     return heads
 
 
-def _broadcast(mask: Mask, sizes: Sizes, device: torch.device | str) -> Tensor:
-    """The predicate called once on whole tensors of indices, (B, 1, 1, 1) to (1, 1, 1, kv_len)."""
-    b, h, q_idx, kv_idx = (torch.arange(size, device=device) for size in sizes)
-    visible = mask(b[:, None, None, None], h[:, None, None], q_idx[:, None], kv_idx)
-    return visible.expand(sizes)
+def _broadcast(
+    mask: Mask, sizes: Sizes, q_offset: int | Tensor, kv_offset: int, device: torch.device | str
+) -> Tensor:
+    """The predicate called once on whole tensors of indices, (B, 1, 1, 1) to (kv_len,): what a decode step can afford."""
+    b = torch.arange(sizes.B, device=device).view(-1, 1, 1, 1)
+    h = torch.arange(sizes.H, device=device).view(-1, 1, 1)
+    q_idx = torch.arange(sizes.q_len, device=device).view(-1, 1)
+    kv_idx = torch.arange(kv_offset, kv_offset + sizes.kv_len, device=device)
+    return mask(b, h, q_idx + q_offset, kv_idx)
