@@ -111,6 +111,7 @@ def test_decode_is_one_graph(implementation: str) -> None:
     """32 steps over a static cache, the mask built inside the graph, its offset in a tensor."""
     torch._dynamo.reset()
     made = config(implementation)
+    made.layer_types = ["full_attention"] * 2  # transformers' sliding static layers count in a Python int: more graphs
     filled = cache(made, "static")
     embeds, states = torch.zeros(B, 1, 32), torch.zeros(B, 4, 1, 8)
     attention_mask = torch.ones(B, 32, dtype=torch.long)

@@ -360,7 +360,13 @@ def _create(
         return read.attention_mask
     implementation = config._attn_implementation
     if implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
-        return None  # an implementation that takes no mask: servers with kernels of their own
+        if _is_strict(strict):
+            raise UnsupportedMask(
+                f"the attention implementation {implementation!r}",
+                "it has no mask function, so it would get no mask at all, not even a causal one",
+                "Register one: AttentionMaskInterface.register(name, sdpa_mask).",
+            )
+        return None  # servers with kernels of their own take no mask
     interface = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
     padding = read.attention_mask
     if padding is not None and padding.ndim == 2:
