@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from maskmod.errors import UnsupportedMask
 
 theirs = pytest.importorskip("transformers.masking_utils")
 
-from transformers_calls import Call, random_call  # noqa: E402  (imports transformers)
+from transformers_calls import FUNCTIONS, Call, random_call  # noqa: E402  (imports transformers)
 
 IMPLEMENTATIONS = ["sdpa", "eager", "flash_attention_2", "flex_attention"]
 CALLS = {"sdpa": 1500, "eager": 700, "flash_attention_2": 600, "flex_attention": 120}
@@ -97,3 +101,317 @@ def describe(result: Any) -> str:
     if isinstance(result, Tensor):
         return f"{result.dtype} {list(result.shape)} {result.long().flatten().tolist()[:400]}"
     return repr(result)[:300]
+
+
+# ------------------------------------------------------------------------------------------- interfaces, one by one
+
+
+def predicates(library: Any) -> dict[str, Any]:
+    """Every predicate function of a library, for two rows of eight tokens."""
+    ids = torch.tensor([[0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 2, 3, 4, 5, 6, 7]]).repeat(1, 4)
+    spans = torch.tensor([[-1, 0, 0, -1, 1, 1, -2, -2], [-1] * 8]).repeat(1, 4)
+    positions = torch.tensor([[0, 1, 0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]]).repeat(1, 4)
+    causal = library.causal_mask_function
+    return {
+        "causal": causal,
+        "bidirectional": library.bidirectional_mask_function,
+        "window": library.sliding_window_causal_mask_function(3),
+        "no window": library.sliding_window_overlay(0),
+        "overlay": library.sliding_window_overlay(3),
+        "two sides": library.sliding_window_bidirectional_mask_function(2),
+        "two sided overlay": library.sliding_window_bidirectional_overlay(0),
+        "chunks": library.chunked_causal_mask_function(3, torch.tensor([0, 2])),
+        "chunk overlay": library.chunked_overlay(3, torch.tensor([1, 2])),
+        "blocks": library.or_masks(causal, library.blockwise_overlay(spans)),
+        "padding": library.and_masks(library.padding_mask_function(spans >= 0), causal),
+        "packed": library.packed_sequence_compatibility_function(causal, positions, ids),
+        "documents": library.packed_sequence_mask_function(ids),
+        "remap": library.remap_positions_for_packed_sequence(library.sliding_window_causal_mask_function(2), positions),
+        "offsets": library.add_offsets_to_mask_function(causal, 2, 1),
+    }
+
+
+@pytest.mark.parametrize("name", predicates(ours))
+@pytest.mark.parametrize("use_vmap", [False, True])
+def test_predicates(name: str, use_vmap: bool) -> None:
+    """Each predicate through each interface, given maskmod's objects and transformers' own closures."""
+    padding = torch.tensor([[0] * 2 + [1] * 10, [1] * 12]).bool()
+    for sizes in ((2, 6, 8, 0, 0), (2, 4, 9, 5, 1), (2, 3, 8, torch.tensor(4), 0)):
+        for attention_mask in (None, padding):
+            arguments = dict(zip(("batch_size", "q_length", "kv_length", "q_offset", "kv_offset"), sizes, strict=True))
+            arguments |= {"attention_mask": attention_mask, "allow_is_causal_skip": False, "use_vmap": use_vmap}
+            for interface in ("sdpa_mask", "eager_mask"):
+                want = getattr(theirs, interface)(mask_function=predicates(theirs)[name], **arguments)
+                for library in (ours, theirs):
+                    got = getattr(ours, interface)(mask_function=predicates(library)[name], **arguments)
+                    assert same(want, got), (interface, sizes, attention_mask, library)
+
+
+@pytest.mark.parametrize("padding", [None, "ones", "left", "static"])
+@pytest.mark.parametrize("local_size", [None, 4, 8])
+def test_skips(padding: str | None, local_size: int | None) -> None:
+    for q_length, kv_length, q_offset, kv_offset in (
+        (8, 8, 0, 0),
+        (1, 8, 7, 0),
+        (5, 8, 0, 0),
+        (5, 8, 3, 0),
+        (5, 8, torch.tensor(0), 0),
+        (4, 6, 6, 2),
+    ):
+        keys = torch.arange(kv_length + kv_offset)
+        attention_mask = {
+            None: None,
+            "ones": (keys >= 0)[None],
+            "left": (keys >= 2)[None],
+            "static": (keys < q_length)[None],
+        }[padding]
+        for flags in ((True, False), (False, True), (False, False)):
+            arguments = {"attention_mask": attention_mask, "local_size": local_size}
+            arguments |= dict(zip(("allow_is_causal_skip", "allow_is_bidirectional_skip"), flags, strict=True))
+            sizes = (1, q_length, kv_length, q_offset, kv_offset)
+            for interface in ("sdpa_mask", "eager_mask", "flash_attention_mask"):
+                want, got = (getattr(library, interface)(*sizes, **arguments) for library in (theirs, ours))
+                assert same(want, got), (interface, sizes, arguments)
+
+
+def test_and_or_take_predicates_only() -> None:
+    for library in (theirs, ours):
+        for combine in (library.and_masks, library.or_masks):
+            with pytest.raises(RuntimeError):
+                combine(library.causal_mask_function, 3)
+    for combine, visible in (("and_masks", True), ("or_masks", False)):  # of none at all
+        want, got = (create_mask(getattr(library, combine)(), 1, 1, 2, 2, "cpu") for library in (theirs, ours))
+        assert same(want, got)
+        assert want.all() == visible
+
+
+def test_lengths_of_tables() -> None:
+    for kv_length, kv_offset in ((4, 0), (8, 0), (4, 3)):
+        mask, ids = torch.ones(2, 6, dtype=torch.bool), torch.zeros(2, 6, dtype=torch.long)
+        for want, got in (
+            (library.prepare_padding_mask(mask, kv_length, kv_offset) for library in (theirs, ours)),
+            (library.maybe_pad_block_sequence_ids(ids, mask, kv_length, kv_offset) for library in (theirs, ours)),
+            (library.prepare_padding_mask(None, kv_length, kv_offset) for library in (theirs, ours)),
+        ):
+            assert same(want, got)
+
+
+def test_find_packed_sequence_indices() -> None:
+    for rows in ([[0, 1, 2, 3]], [[5, 6, 7, 8]], [[0, 1, 0, 1], [0, 1, 2, 3]], [[0, 0, 0, 0]], [[3, 2, 1, 0]]):
+        positions = torch.tensor(rows)
+        assert same(theirs.find_packed_sequence_indices(positions), ours.find_packed_sequence_indices(positions))
+
+
+# ----------------------------------------------------------------------------------------- the rest of the namespace
+
+
+def test_every_public_name_is_here() -> None:
+    skipped = {"fast_all"}  # a helper of theirs that no model imports
+    for name, theirs_object in vars(theirs).items():
+        made_here = getattr(theirs_object, "__module__", None) == theirs.__name__
+        constant = name.isupper() and len(name) > 1
+        if not name.startswith("_") and (made_here or constant) and name not in skipped:
+            assert name in ours.__all__, name
+
+
+@pytest.mark.parametrize("name", [name for name in ours.__all__ if inspect.isfunction(getattr(theirs, name, None))])
+def test_signatures(name: str) -> None:
+    """The same parameters in the same order with the same defaults; ours may add keywords."""
+    own = getattr(ours, name)
+    if not inspect.isfunction(own):
+        pytest.skip("a mask object, called by position")
+    want, got = (inspect.signature(function).parameters for function in (getattr(theirs, name), own))
+    assert [p for p in got if got[p].kind is not inspect.Parameter.KEYWORD_ONLY] == list(want)
+    for parameter in want:
+        assert want[parameter].kind == got[parameter].kind
+        if parameter != "mask_function":  # each library's own causal predicate
+            assert want[parameter].default == got[parameter].default
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        None,
+        ["full_attention", "sliding_attention"],
+        ["chunked_attention", "full_attention"],
+        ["linear_attention", "full_attention"],
+        ["hybrid"],
+        ["hybrid_sliding", "indexed_attention"],
+        ["unheard of"],
+    ],
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_masks_for_generate(kinds: list[str] | None, padded: bool) -> None:
+    from types import SimpleNamespace
+
+    extra = {} if kinds is None else {"layer_types": kinds}
+    config = SimpleNamespace(_attn_implementation="sdpa", sliding_window=3, attention_chunk_size=3, **extra)
+    config.get_text_config = lambda: config
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]]) if padded else None
+    want, got = (
+        library.create_masks_for_generate(config, torch.zeros(1, 6, 2), mask, None) for library in (theirs, ours)
+    )
+    if isinstance(want, dict):
+        assert want.keys() == got.keys()
+        assert all(same(want[kind], got[kind]) for kind in want)
+    else:
+        assert same(want, got)
+
+
+def test_recurrent_masks() -> None:
+    for mask in (None, torch.ones(1, 6), torch.tensor([[0, 1, 1, 1, 1, 1]]), torch.ones(1, 1, 6, 6)):
+        for q_length in (1, 3, 6):
+            embeds = torch.zeros(1, q_length, 2)
+            want, got = (library.create_recurrent_attention_mask(None, embeds, mask) for library in (theirs, ours))
+            assert same(want, got)
+
+
+def test_a_registered_interface_gets_what_transformers_passes() -> None:
+    seen: dict[str, list[dict[str, Any]]] = {"theirs": [], "ours": []}
+    for name, library in (("theirs", theirs), ("ours", ours)):
+        library.AttentionMaskInterface.register("recorder", lambda name=name, **kwargs: seen[name].append(kwargs))
+        for function in [name for name in ours.__all__ if name.startswith("create_") and "recurrent" not in name]:
+            if "generate" not in function:
+                call = Call(function, implementation="recorder", past=2, cache="dynamic", padding="left", local=40)
+                getattr(library, function)(**call.arguments())
+        library.AttentionMaskInterface._global_mapping.pop("recorder")
+    for want, got in zip(seen["theirs"], seen["ours"], strict=True):
+        assert want.keys() == got.keys()
+        for key in want.keys() - {"mask_function", "config", "attention_mask"}:
+            assert want[key] == got[key], key
+
+
+# ------------------------------------------------------------------------------------------------------- strictness
+
+
+def llama(implementation: str = "sdpa", **extra: Any) -> Any:
+    return Call("create_causal_mask", implementation=implementation)._replace(**extra).config()
+
+
+def by_head(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return kv_idx < h + 1
+
+
+def test_predicates_that_read_the_head() -> None:
+    embeds = torch.zeros(1, 3, 4)
+    mask = ours.create_causal_mask(llama(), embeds, None, None, or_mask_function=by_head)
+    want = torch.stack([torch.ones(3, 3).tril().bool() | (torch.arange(3) < head + 1) for head in range(2)])[None]
+    assert torch.equal(mask, want)
+    blocks = ours.create_causal_mask(llama("flex_attention"), embeds, None, None, or_mask_function=by_head)
+    assert torch.equal(create_mask(blocks.mask_mod, 1, 2, 3, 3, "cpu"), want)
+    for use_vmap in (False, True):
+        with pytest.raises(UnsupportedMask, match="number of heads"):
+            ours.sdpa_mask(1, 3, 3, mask_function=by_head, allow_is_causal_skip=False, use_vmap=use_vmap)
+    with pytest.raises(UnsupportedMask, match="reads h"):
+        ours.flash_attention_mask(1, 3, 3, mask_function=by_head)
+
+
+def test_flash_takes_what_the_kernel_knows() -> None:
+    tables = predicates(ours)
+    for name in ("causal", "window", "two sides", "packed", "bidirectional"):
+        assert ours.flash_attention_mask(1, 3, 3, mask_function=tables[name], strict=True) is None
+    chunks = ours.chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long))
+    assert ours.flash_attention_mask(1, 3, 4, mask_function=chunks, strict=True) is None
+    for mask in (tables["blocks"], tables["padding"], tables["chunks"], lambda b, h, q_idx, kv_idx: q_idx == kv_idx):
+        assert ours.flash_attention_mask(2, 3, 8, mask_function=mask) is None
+        with pytest.raises(UnsupportedMask, match="dropped"):
+            ours.flash_attention_mask(2, 3, 8, mask_function=mask, strict=True)
+
+
+def test_strict_refuses_what_would_be_dropped() -> None:
+    embeds, packed = torch.zeros(1, 4, 4), torch.tensor([[0, 1, 0, 1]])
+    ones = torch.ones(1, 4, dtype=torch.long)
+    cache = Call("create_causal_mask", cache="lazy").past_key_values(None)
+    for arguments in (
+        {"attention_mask": ones, "past_key_values": None, "position_ids": packed},
+        {"attention_mask": None, "past_key_values": cache, "position_ids": packed},
+    ):
+        assert ours.create_causal_mask(llama(), embeds, **arguments) is None
+        with pytest.raises(UnsupportedMask, match="packed=True"):
+            ours.create_causal_mask(llama(), embeds, strict=True, **arguments)
+        assert ours.create_causal_mask(llama(), embeds, strict=True, packed=False, **arguments) is None
+    left = torch.tensor([[0, 0, 1, 1]])  # generate() counts positions after the padding: no packing
+    assert ours.create_causal_mask(llama(), embeds, left, None, torch.tensor([[1, 1, 0, 1]]), strict=True) is not None
+    two_sided = llama(is_causal=False)
+    for extra in ({"block_sequence_ids": ones}, {"position_ids": packed}):
+        assert ours.create_causal_mask(two_sided, embeds, None, None, **extra) is None
+        with pytest.raises(UnsupportedMask):
+            ours.create_causal_mask(two_sided, embeds, None, None, strict=True, **extra)
+    assert ours.create_causal_mask(llama("unheard of"), embeds, None, None) is None
+    with pytest.raises(UnsupportedMask, match="not even a causal one"):
+        ours.create_causal_mask(llama("unheard of"), embeds, None, None, strict=True)
+    assert ours.sdpa_mask(1, 4, 4, mask_function=predicates(ours)["window"]) is None
+    with pytest.raises(UnsupportedMask, match="drops the predicate"):
+        ours.sdpa_mask(1, 4, 4, mask_function=predicates(ours)["window"], strict=True)
+    for name in FUNCTIONS:  # and nothing else
+        assert getattr(ours, name)(llama(local=8), embeds, None, past_key_values=None, strict=True) is None
+
+
+def test_packed_can_be_declared() -> None:
+    embeds, positions = torch.zeros(1, 4, 4), torch.tensor([[0, 1, 0, 1]])
+    want = theirs.create_causal_mask(llama(), embeds, None, None, positions)
+    ones = torch.ones(1, 4, dtype=torch.long)
+    assert torch.equal(ours.create_causal_mask(llama(), embeds, ones, None, positions, packed=True), want)
+    assert ours.create_causal_mask(llama(), embeds, None, None, positions, packed=False) is None
+    cache = Call("create_causal_mask", cache="lazy", past=3).past_key_values(None)
+    with pytest.raises(UnsupportedMask, match="4 queries and 7 keys"):
+        ours.create_causal_mask(llama(), embeds, None, cache, positions, packed=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- install
+
+
+def test_install_is_reversible() -> None:
+    import transformers
+    from transformers.models.llama import modeling_llama
+
+    before = {name: vars(theirs)[name] for name in vars(theirs) if not name.startswith("__")}
+    tables = dict(theirs.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING), dict(theirs.AttentionMaskInterface._global_mapping)
+    with ours.install() as installation:
+        assert installation.version == transformers.__version__
+        assert modeling_llama.create_causal_mask is ours.create_causal_mask
+        assert "transformers.models.llama.modeling_llama.create_causal_mask" in installation.replaced
+        assert "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING['hybrid']['full_attention']" in installation.replaced
+        assert "AttentionMaskInterface['sdpa']" in installation.replaced
+        indexed = theirs.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING["indexed_attention"]
+        assert indexed.func is ours.create_causal_mask
+        assert indexed.keywords == {"allow_is_causal_skip": False}
+        assert transformers.AttentionMaskInterface()["sdpa"] is ours.sdpa_mask
+        transformers.AttentionMaskInterface.register("late", ours.eager_mask)
+        assert "late" in ours.ALL_MASK_ATTENTION_FUNCTIONS
+        with pytest.raises(ours.InstallError, match="installed already"):
+            ours.install()
+        sys.modules.pop("transformers.models.mistral.modeling_mistral", None)
+        mistral = importlib.import_module("transformers.models.mistral.modeling_mistral")
+        assert mistral.create_causal_mask is ours.create_causal_mask
+    theirs.AttentionMaskInterface._global_mapping.pop("late")
+    assert before == {name: vars(theirs)[name] for name in before}
+    assert tables == (theirs.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, theirs.AttentionMaskInterface._global_mapping)
+    assert modeling_llama.create_causal_mask is mistral.create_causal_mask is theirs.create_causal_mask
+    assert "late" not in ours.ALL_MASK_ATTENTION_FUNCTIONS
+    ours.uninstall()  # once more does nothing
+
+
+def test_install_refuses_versions_it_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "4.0.0")
+    with pytest.raises(ours.InstallError, match=r"transformers 4\.0\.0.*allow_untested=True"):
+        ours.install()
+    with ours.install(allow_untested=True) as installation:
+        assert installation.version == "4.0.0"
+
+
+def test_install_declares() -> None:
+    arguments = (llama(), torch.zeros(1, 4, 4), torch.ones(1, 4, dtype=torch.long), None, torch.tensor([[0, 1, 0, 1]]))
+    with ours.install(strict=True), pytest.raises(UnsupportedMask):
+        theirs.create_causal_mask(*arguments)
+    with ours.install(packed=True):
+        assert theirs.create_causal_mask(*arguments) is not None
+    assert theirs.create_causal_mask(*arguments) is None
+    assert ours.create_causal_mask(*arguments) is None
+
+
+def test_importing_loads_no_transformers() -> None:
+    code = "import sys, maskmod.compat.transformers, maskmod.compat.transformers_legacy; print('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -130,7 +130,9 @@ class Call(NamedTuple):
         begins[:, 0] = True
         tokens = torch.arange(self.q_len)
         packed = tokens - torch.where(begins, tokens, 0).cummax(-1).values
-        return torch.where(torch.arange(self.batch)[:, None] == 0, plain, packed) if self.positions == "mixed" else packed
+        return (
+            torch.where(torch.arange(self.batch)[:, None] == 0, plain, packed) if self.positions == "mixed" else packed
+        )
 
 
 def _overlay(name: str | None, batch: int, total: int, generator: torch.Generator) -> Any:

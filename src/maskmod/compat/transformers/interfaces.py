@@ -71,11 +71,8 @@ def sdpa_mask(
     """
     padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
     mask = as_mask(mask_function)
-    if (
-        allow_is_causal_skip
-        and _flag_suffices(padding, q_length, kv_length, q_offset, kv_offset, local_size)
-        or allow_is_bidirectional_skip
-        and _hides_nothing(padding, kv_length, local_size)
+    if (allow_is_causal_skip and _flag_suffices(padding, q_length, kv_length, q_offset, kv_offset, local_size)) or (
+        allow_is_bidirectional_skip and _hides_nothing(padding, kv_length, local_size)
     ):
         if _is_strict(strict) and not _is_local_causal(mask, local_size):
             raise UnsupportedMask(
@@ -329,9 +326,7 @@ def _heads(mask: Mask, config: Any, use_vmap: bool, device: torch.device | str) 
     return heads
 
 
-def _broadcast(
-    mask: Mask, sizes: Sizes, q_offset: int | Tensor, kv_offset: int, device: torch.device | str
-) -> Tensor:
+def _broadcast(mask: Mask, sizes: Sizes, q_offset: int | Tensor, kv_offset: int, device: torch.device | str) -> Tensor:
     """The predicate called once on whole tensors of indices, (B, 1, 1, 1) to (kv_len,): what a decode step can afford."""
     b = torch.arange(sizes.B, device=device).view(-1, 1, 1, 1)
     h = torch.arange(sizes.H, device=device).view(-1, 1, 1)
