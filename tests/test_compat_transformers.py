@@ -413,5 +413,6 @@ def test_install_declares() -> None:
 
 
 def test_importing_loads_no_transformers() -> None:
-    code = "import sys, maskmod.compat.transformers, maskmod.compat.transformers_legacy; print('transformers' in sys.modules)"
+    modules = "maskmod.compat.transformers, maskmod.compat.transformers_legacy"
+    code = f"import sys, {modules}; print('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

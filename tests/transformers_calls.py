@@ -51,16 +51,9 @@ class Call(NamedTuple):
         other = {"sliding_attention": "full_attention", "chunked_attention": "full_attention"}
         kind = FUNCTIONS[self.function]
         kinds = [other.get(kind, "sliding_attention"), kind, kind] if self.hybrid else [kind] * 3
-        config = LlamaConfig(
-            vocab_size=8,
-            hidden_size=HIDDEN,
-            num_attention_heads=HEADS,
-            num_key_value_heads=HEADS,
-            num_hidden_layers=3,
-            sliding_window=self.local,
-            attention_chunk_size=self.local,
-            layer_types=kinds,
-        )
+        sizes = {"vocab_size": 8, "hidden_size": HIDDEN, "num_attention_heads": HEADS, "num_key_value_heads": HEADS}
+        local = {"sliding_window": self.local, "attention_chunk_size": self.local}
+        config: Any = LlamaConfig(**sizes, **local, num_hidden_layers=3, layer_types=kinds)
         config.is_causal = self.is_causal
         config._attn_implementation_internal = self.implementation
         return config

@@ -72,7 +72,7 @@ class AttentionMaskConverter:
         dtype: torch.dtype,
         key_value_length: int | None = None,
     ) -> Tensor:
-        """The bias of ``attention_mask_2d`` (B, kv_len), 1 = visible, and of causality: (B, 1, query_length, kv_len)."""
+        """The bias of a 2-D mask (B, kv_len), 1 = visible, and of causality: (B, 1, query_length, kv_len)."""
         if not (self.is_causal and self._needs_causal(query_length)):
             if self.sliding_window is not None:
                 raise NotImplementedError(f"{self!r}.to_4d(...): a window needs causality. Pass is_causal=True.")

@@ -27,7 +27,7 @@ from maskmod.compat.transformers.predicates import (
     sliding_window_bidirectional_mask_function,
     sliding_window_causal_mask_function,
 )
-from maskmod.compat.transformers.settings import DEFAULTS
+from maskmod.compat.transformers.settings import DEFAULTS, is_strict
 from maskmod.errors import UnsupportedMask
 
 __all__ = [
@@ -268,7 +268,7 @@ class _Pass(NamedTuple):
 
     config: Any
     inputs_embeds: Tensor  # (B, q_len, hidden)
-    attention_mask: Tensor | BlockMask | None
+    attention_mask: Any  # None, a Tensor of two or four dimensions, a BlockMask
     cache: Any
     layer: int
     encoder_hidden_states: Tensor | None = None  # (B, kv_len, hidden)
@@ -360,7 +360,7 @@ def _create(
         return read.attention_mask
     implementation = config._attn_implementation
     if implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
-        if _is_strict(strict):
+        if is_strict(strict):
             raise UnsupportedMask(
                 f"the attention implementation {implementation!r}",
                 "it has no mask function, so it would get no mask at all, not even a causal one",
@@ -368,7 +368,7 @@ def _create(
             )
         return None  # servers with kernels of their own take no mask
     interface = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
-    padding = read.attention_mask
+    padding: Tensor | None = read.attention_mask
     if padding is not None and padding.ndim == 2:
         padding = padding.to(device=embeds.device, dtype=torch.bool)
     sizes = _sizes(read, padding)
@@ -421,7 +421,7 @@ def _create_two_sided(
     create: Callable[..., Any], read: _Pass, added: _Added, allow_skip: bool, strict: bool | None
 ) -> Tensor | BlockMask | None:
     """A decoder whose config says ``is_causal=False``. Spans and packing stay behind, as in transformers."""
-    if _is_strict(strict):
+    if is_strict(strict):
         if added.span_ids is not None:
             raise UnsupportedMask(
                 "block_sequence_ids with config.is_causal=False",
@@ -441,7 +441,7 @@ def _create_two_sided(
     )
 
 
-def _sizes(read: _Pass, padding: Tensor | BlockMask | None) -> _Sizes:
+def _sizes(read: _Pass, padding: Tensor | None) -> _Sizes:
     """The cache knows the lengths; without one the 2-D mask does, then the encoder, then the queries themselves."""
     q_length = read.inputs_embeds.shape[1]
     if read.cache is not None:
@@ -481,7 +481,7 @@ def _documents(added: _Added, read: _Pass, sizes: _Sizes, strict: bool | None) -
     if added.position_ids is None or packed is False:
         return None
     if packed is None and (read.attention_mask is not None or read.cache is not None):
-        if _is_strict(strict):
+        if is_strict(strict):
             _refuse_leak(added.position_ids, read, "a 2-D mask or a cache")
         return None
     if not known_true(sizes.q_length == sizes.kv_length):
@@ -512,10 +512,6 @@ def _refuse_leak(position_ids: Tensor | None, read: _Pass, what: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- strictness
-
-
-def _is_strict(strict: bool | None) -> bool:
-    return DEFAULTS.strict if strict is None else strict
 
 
 def _refuse_overlays(added: _Added) -> None:

@@ -15,12 +15,17 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, known_true, tracing
 from maskmod.backends import flex
-from maskmod.compat.transformers.predicates import causal_mask_function, prepare_padding_mask
-from maskmod.compat.transformers.settings import DEFAULTS
+from maskmod.compat.transformers.predicates import (
+    causal_mask_function,
+    lengthened,
+    padding_mask_function,
+    prepare_padding_mask,
+)
+from maskmod.compat.transformers.settings import is_strict
 from maskmod.dense import reads_b_and_h
 from maskmod.errors import UnsupportedMask
 from maskmod.indexing import Remap, Shift, shift
-from maskmod.masks import Causal, Chunked, Document, Full, KeyPadding, SlidingWindow, Window, key_padding
+from maskmod.masks import Causal, Chunked, Document, Full, KeyPadding, SlidingWindow, Window
 from maskmod.readers import bias_from_bool, dense_mask
 
 __all__ = [
@@ -55,8 +60,9 @@ def sdpa_mask(
     strict: bool | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """The mask as bool ``(batch_size, 1, q_length, kv_length)``, True = visible; None where a skip is allowed and SDPA's
-    ``is_causal`` flag, or no mask at all, says the same.
+    """The mask as bool ``(batch_size, 1, q_length, kv_length)``, True = visible.
+
+    None where a skip is allowed and SDPA's ``is_causal`` flag, or no mask at all, says the same.
 
     Args:
         mask_function: any predicate; a skip does not look at it, as in transformers, unless ``strict``.
@@ -74,7 +80,7 @@ def sdpa_mask(
     if (allow_is_causal_skip and _flag_suffices(padding, q_length, kv_length, q_offset, kv_offset, local_size)) or (
         allow_is_bidirectional_skip and _hides_nothing(padding, kv_length, local_size)
     ):
-        if _is_strict(strict) and not _is_local_causal(mask, local_size):
+        if is_strict(strict) and not _is_local_causal(mask, local_size):
             raise UnsupportedMask(
                 f"sdpa_mask(mask_function={mask!r})",
                 "the skip returns None, which drops the predicate",
@@ -107,7 +113,7 @@ def eager_mask(
     allow_is_causal_skip: bool = False,
     **kwargs: Any,
 ) -> Tensor | None:
-    """`sdpa_mask` as a bias: 0 where visible, ``finfo(dtype).min`` where hidden. A causal mask is never skipped here."""
+    """`sdpa_mask` as a bias: 0 where visible, ``finfo(dtype).min`` where hidden. Causality is never skipped here."""
     visible = sdpa_mask(
         batch_size,
         q_length,
@@ -148,7 +154,7 @@ def flash_attention_mask(
             chunks that the keys do not outgrow.
     """
     mask = as_mask(mask_function)
-    if _is_strict(strict) and not _kernel_knows(mask, kv_length + kv_offset):
+    if is_strict(strict) and not _kernel_knows(mask, kv_length + kv_offset):
         raise UnsupportedMask(
             f"flash_attention_mask(mask_function={mask!r})",
             "flash kernels take causality, a window and documents; the rest of the predicate would be dropped",
@@ -183,9 +189,8 @@ def flex_attention_mask(
 ) -> BlockMask:
     """The mask as flex's BlockMask; the padding joins the predicate unless the data, outside a trace, shows none."""
     mask = as_mask(mask_function)
-    padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
-    if padding is not None and (tracing(padding) or not bool(attention_mask.all())):
-        mask = mask & key_padding(padding)
+    if attention_mask is not None and (tracing(attention_mask) or not bool(attention_mask.all())):
+        mask = mask & padding_mask_function(lengthened(attention_mask, kv_length + kv_offset, 0))
     sizes = Sizes(batch_size, _heads(mask, config, True, device), q_length, kv_length)
     mask = shift(mask, q_offset=q_offset, kv_offset=kv_offset)
     return flex.lower(mask, sizes, dtype=torch.bool, device=torch.device(device)).block_mask
@@ -278,10 +283,6 @@ def _is_zero(offset: int | Tensor) -> bool:
 # ------------------------------------------------------------------------------------------------- what a predicate is
 
 
-def _is_strict(strict: bool | None) -> bool:
-    return DEFAULTS.strict if strict is None else strict
-
-
 def _made_of(mask: Mask, kinds: tuple[type[Mask], ...]) -> bool:
     """Whether every node of the expression is of these kinds."""
     if not isinstance(mask, kinds):
@@ -327,7 +328,7 @@ def _heads(mask: Mask, config: Any, use_vmap: bool, device: torch.device | str) 
 
 
 def _broadcast(mask: Mask, sizes: Sizes, q_offset: int | Tensor, kv_offset: int, device: torch.device | str) -> Tensor:
-    """The predicate called once on whole tensors of indices, (B, 1, 1, 1) to (kv_len,): what a decode step can afford."""
+    """The predicate called once on whole tensors of indices, (B, 1, 1, 1) to (kv_len,): a decode step affords that."""
     b = torch.arange(sizes.B, device=device).view(-1, 1, 1, 1)
     h = torch.arange(sizes.H, device=device).view(-1, 1, 1)
     q_idx = torch.arange(sizes.q_len, device=device).view(-1, 1)

@@ -80,7 +80,7 @@ def sliding_window_bidirectional_mask_function(sliding_window: int) -> Mask:
 
 
 def chunked_overlay(chunk_size: int, left_padding: Tensor) -> Mask:
-    """Each query sees its own chunk of ``chunk_size`` keys; row b's chunks are counted from ``left_padding[b]``, (B,)."""
+    """Each query sees the keys of its own chunk; row b's chunks are counted from ``left_padding[b]``, shape (B,)."""
     return chunked(chunk_size, start=left_padding)
 
 
@@ -136,18 +136,20 @@ def add_offsets_to_mask_function(mask_function: MaskMod, q_offset: int | Tensor,
 
 def prepare_padding_mask(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> Tensor | None:
     """The 2-D padding mask, lengthened with False up to the last key, ``kv_offset + kv_length``."""
-    if attention_mask is None:
-        return None
-    missing = kv_length + kv_offset - attention_mask.shape[-1]
-    return F.pad(attention_mask, (0, missing)) if missing > 0 else attention_mask
+    return None if attention_mask is None else lengthened(attention_mask, kv_length + kv_offset, 0)
 
 
 def maybe_pad_block_sequence_ids(
     block_sequence_ids: Tensor, attention_mask: Tensor | None, kv_length: int, kv_offset: int
 ) -> Tensor:
     """The span ids, lengthened with -1 (no span) up to the last key. ``attention_mask`` is not read."""
-    missing = kv_length + kv_offset - block_sequence_ids.shape[-1]
-    return F.pad(block_sequence_ids, (0, missing), value=-1) if missing > 0 else block_sequence_ids
+    return lengthened(block_sequence_ids, kv_length + kv_offset, -1)
+
+
+def lengthened(table: Tensor, length: int, value: int) -> Tensor:
+    """A table (B, n) with at least ``length`` columns; new ones hold ``value``."""
+    missing = length - table.shape[-1]
+    return F.pad(table, (0, missing), value=value) if missing > 0 else table
 
 
 def document_numbers(position_ids: Tensor) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["DEFAULTS", "Settings"]
+__all__ = ["DEFAULTS", "Defaults", "is_strict"]
 
 
-class Settings:
-    """The values that the keyword arguments of the same name take where a call leaves them None."""
+class Defaults:
+    """The values that the keywords of the same names take where a call leaves them None."""
 
     strict: bool = False
     packed: bool | None = None
 
 
-DEFAULTS = Settings()
+DEFAULTS = Defaults()
+
+
+def is_strict(strict: bool | None) -> bool:
+    return DEFAULTS.strict if strict is None else strict
