@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, known_true, tracing
-from maskmod.backends import flex
+from maskmod.algebra import And, Mask, MaskMod, Or, Sizes, as_mask, known_true, tracing
+from maskmod.blocks import block_mask
 from maskmod.compat.transformers.predicates import (
+    Spans,
     causal_mask_function,
     lengthened,
     padding_mask_function,
@@ -38,8 +39,11 @@ __all__ = [
 ]
 
 _POSITIONS = (Causal, Full, SlidingWindow, Window)
-_VOCABULARY = (*_POSITIONS, Chunked, Document, KeyPadding, And, Remap, Shift)
+_VOCABULARY = (*_POSITIONS, Chunked, Document, Spans, KeyPadding, And, Or, Remap, Shift)
 """What transformers' own functions are made of: none reads the head, all evaluate on whole tensors of indices."""
+
+_LARGE = 1 << 20
+"""Tokens from which painting blocks beats evaluating every token; below, the analysis costs more than it saves."""
 
 
 def sdpa_mask(
@@ -88,8 +92,8 @@ def sdpa_mask(
             )
         return None
     sizes = Sizes(batch_size, _heads(mask, config, use_vmap, device), q_length, kv_length)
-    if use_vmap:
-        visible = dense_mask(shift(mask, q_offset=q_offset, kv_offset=kv_offset), *sizes, device=device)
+    if use_vmap or (not tracing() and q_length * kv_length >= _LARGE and _made_of(mask, _VOCABULARY)):
+        visible = dense_mask(_placed(mask, q_offset, kv_offset), *sizes, device=device)
     else:
         visible = _broadcast(mask, sizes, q_offset, kv_offset, device)
     if padding is not None:  # it reads the key alone, so a slice of it is its dense form
@@ -191,9 +195,10 @@ def flex_attention_mask(
     mask = as_mask(mask_function)
     if attention_mask is not None and (tracing(attention_mask) or not bool(attention_mask.all())):
         mask = mask & padding_mask_function(lengthened(attention_mask, kv_length + kv_offset, 0))
+    if isinstance(q_offset, Tensor):
+        q_offset = q_offset.clone()  # the cache's own counter, which moves on before attention reads the mask
     sizes = Sizes(batch_size, _heads(mask, config, True, device), q_length, kv_length)
-    mask = shift(mask, q_offset=q_offset, kv_offset=kv_offset)
-    return flex.lower(mask, sizes, dtype=torch.bool, device=torch.device(device)).block_mask
+    return block_mask(_placed(mask, q_offset, kv_offset), *sizes, device=device)
 
 
 class AttentionMaskInterface(MutableMapping[str, Callable[..., Any]]):
@@ -325,6 +330,12 @@ def _heads(mask: Mask, config: Any, use_vmap: bool, device: torch.device | str) 
             "Pass config= with num_attention_heads, or call a create_* function.",
         )
     return heads
+
+
+def _placed(mask: Mask, q_offset: int | Tensor, kv_offset: int) -> Mask:
+    """The mask of one pass: its rows start at ``q_offset``, its columns at ``kv_offset``."""
+    at_zero = not isinstance(q_offset, Tensor) and known_true(q_offset == 0) and known_true(kv_offset == 0)
+    return mask if at_zero else shift(mask, q_offset=q_offset, kv_offset=kv_offset)
 
 
 def _broadcast(mask: Mask, sizes: Sizes, q_offset: int | Tensor, kv_offset: int, device: torch.device | str) -> Tensor:
