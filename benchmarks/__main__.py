@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
+from benchmarks import transformers_masks
 from benchmarks.masks import MASKS, documents_of
 from benchmarks.pairs import alternate
 from benchmarks.serving import recompile_rows, step_rows
@@ -174,7 +175,7 @@ def trace(directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="short lengths only")
-    parser.add_argument("--only", choices=("blocks", "dense", "long", "serving"))
+    parser.add_argument("--only", choices=("blocks", "dense", "transformers", "long", "serving"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--trace", type=Path, metavar="DIR")
@@ -188,6 +189,8 @@ def main() -> None:
         rows += block_rows([1024, 4096] if options.quick else [1024, 4096, 16384, 131072])
     if options.only in (None, "dense"):
         rows += dense_rows([2048] if options.quick else [2048, 4096, 8192])
+    if options.only in (None, "transformers"):
+        rows += transformers_masks.time_rows() + transformers_masks.graph_rows()
     if options.only in (None, "long") and not options.quick:
         rows += long_rows([1 << 17, 1 << 18, 1 << 19, 1 << 20])
     if options.only in (None, "serving"):

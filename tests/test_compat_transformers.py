@@ -147,6 +147,20 @@ def test_predicates(name: str, use_vmap: bool) -> None:
                     assert same(want, got), (interface, sizes, attention_mask, library)
 
 
+@pytest.mark.parametrize("function", [name for name in FUNCTIONS if "causal" in name])
+def test_prefill_of_a_million_tokens(function: str) -> None:
+    """Large masks are painted from blocks."""
+    for past, positions, padding, spans in (
+        (0, None, "left", False),
+        (0, "packed", None, False),
+        (0, None, None, True),
+        (77, None, "holes", True),
+    ):
+        cache = "lazy" if past else None
+        call = Call(function, "sdpa", 2, past, 1030, cache, False, 300, padding, positions, spans=spans, skip=False)
+        check(call)
+
+
 @pytest.mark.parametrize("padding", [None, "ones", "left", "static"])
 @pytest.mark.parametrize("local_size", [None, 4, 8])
 def test_skips(padding: str | None, local_size: int | None) -> None:
@@ -214,13 +228,12 @@ def test_every_public_name_is_here() -> None:
             assert name in ours.__all__, name
 
 
-@pytest.mark.parametrize("name", [name for name in ours.__all__ if inspect.isfunction(getattr(theirs, name, None))])
+@pytest.mark.parametrize(
+    "name", [name for name in ours.__all__ if name in vars(theirs) and inspect.isfunction(getattr(ours, name))]
+)
 def test_signatures(name: str) -> None:
     """The same parameters in the same order with the same defaults; ours may add keywords."""
-    own = getattr(ours, name)
-    if not inspect.isfunction(own):
-        pytest.skip("a mask object, called by position")
-    want, got = (inspect.signature(function).parameters for function in (getattr(theirs, name), own))
+    want, got = (inspect.signature(getattr(library, name)).parameters for library in (theirs, ours))
     assert [p for p in got if got[p].kind is not inspect.Parameter.KEYWORD_ONLY] == list(want)
     for parameter in want:
         assert want[parameter].kind == got[parameter].kind

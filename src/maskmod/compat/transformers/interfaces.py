@@ -340,8 +340,10 @@ def _placed(mask: Mask, q_offset: int | Tensor, kv_offset: int) -> Mask:
 
 def _broadcast(mask: Mask, sizes: Sizes, q_offset: int | Tensor, kv_offset: int, device: torch.device | str) -> Tensor:
     """The predicate called once on whole tensors of indices, (B, 1, 1, 1) to (kv_len,): a decode step affords that."""
+    q_idx = torch.arange(sizes.q_len, device=device).view(-1, 1) + q_offset
+    kv_idx = torch.arange(kv_offset, kv_offset + sizes.kv_len, device=device)
+    if _made_of(mask, (*_POSITIONS, And)):  # reads neither b nor h: two tensors less in every decode step
+        return mask(0, 0, q_idx, kv_idx)
     b = torch.arange(sizes.B, device=device).view(-1, 1, 1, 1)
     h = torch.arange(sizes.H, device=device).view(-1, 1, 1)
-    q_idx = torch.arange(sizes.q_len, device=device).view(-1, 1)
-    kv_idx = torch.arange(kv_offset, kv_offset + sizes.kv_len, device=device)
-    return mask(b, h, q_idx + q_offset, kv_idx)
+    return mask(b, h, q_idx, kv_idx)
