@@ -69,7 +69,7 @@ def time_rows(implementation: str = "sdpa") -> list[Row]:
     rows = []
     for name, (function, arguments) in calls(implementation).items():
         often = 200 if name.startswith("decode") else 1
-        functions = {
+        functions: dict[str, Callable[[], object]] = {
             who: repeated(getattr(library, function), arguments, often)
             for who, library in (("maskmod", ours), ("transformers", theirs))
         }

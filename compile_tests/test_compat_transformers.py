@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from maskmod.compat import transformers as compat
 from maskmod.compat import transformers_legacy as legacy
@@ -132,6 +132,36 @@ def test_decode_is_one_graph(implementation: str) -> None:
         for layer in range(2):
             filled.update(states, states, layer)
     assert graphs == 1
+
+
+@torch.no_grad()
+def test_flex_decodes_over_a_static_cache() -> None:
+    """Mask, cache update and attention in one inductor graph; transformers' own fails there on every device."""
+    torch._dynamo.reset()
+    states = torch.randn(3, B, 4, 8, 8, generator=torch.Generator().manual_seed(0))  # q, k, v of eight tokens
+    attention_mask = torch.ones(B, 32, dtype=torch.long)
+    attention_mask[0, :2] = 0
+    spans = torch.full((B, 8), -1)
+    spans[:, 4:7] = 0
+
+    def outputs(implementation: str, compiled: bool) -> Tensor:
+        made = config(implementation)
+        made.layer_types = ["full_attention"] * 2
+        filled = transformers.StaticCache(config=made, max_cache_len=32)
+        filled.update(states[1, :, :, :3], states[2, :, :, :3], 0)
+
+        def step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            embeds = q.transpose(1, 2).flatten(2)
+            mask = compat.create_causal_mask(made, embeds, attention_mask, filled, block_sequence_ids=spans)
+            k, v = filled.update(k, v, 0)
+            if isinstance(mask, BlockMask):
+                return flex_attention(q, k, v, block_mask=mask)
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+        run = torch.compile(step, fullgraph=True, dynamic=False) if compiled else step
+        return torch.cat([run(*states[..., i : i + 1, :]) for i in range(3, 8)])
+
+    torch.testing.assert_close(outputs("flex_attention", True), outputs("sdpa", False))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -53,7 +53,8 @@ class Call(NamedTuple):
         kinds = [other.get(kind, "sliding_attention"), kind, kind] if self.hybrid else [kind] * 3
         sizes = {"vocab_size": 8, "hidden_size": HIDDEN, "num_attention_heads": HEADS, "num_key_value_heads": HEADS}
         local = {"sliding_window": self.local, "attention_chunk_size": self.local}
-        config: Any = LlamaConfig(**sizes, **local, num_hidden_layers=3, layer_types=kinds)
+        layers: dict[str, Any] = {"num_hidden_layers": 3, "layer_types": kinds}
+        config: Any = LlamaConfig(**sizes, **local, **layers)
         config.is_causal = self.is_causal
         config._attn_implementation_internal = self.implementation
         return config

@@ -235,4 +235,5 @@ def _bias(mask: Mask, B: int, q_len: int, kv_len: int, dtype: torch.dtype, devic
 
 
 def _warn() -> None:
-    warnings.warn(_DEPRECATED, FutureWarning, stacklevel=3)
+    if not tracing():  # a warning would break the graph
+        warnings.warn(_DEPRECATED, FutureWarning, stacklevel=3)

@@ -26,6 +26,7 @@ from maskmod.compat.transformers.predicates import (
     packed_sequence_compatibility_function,
     sliding_window_bidirectional_mask_function,
     sliding_window_causal_mask_function,
+    stored,
 )
 from maskmod.compat.transformers.settings import DEFAULTS, is_strict
 from maskmod.errors import UnsupportedMask
@@ -413,7 +414,7 @@ def _describe(
         mask = packed_sequence_compatibility_function(mask, *documents)
     if added.span_ids is not None:
         ids = maybe_pad_block_sequence_ids(added.span_ids, padding, sizes.kv_length, sizes.kv_offset)
-        mask = mask | blockwise_overlay(ids)
+        mask = mask | blockwise_overlay(stored(ids))
     return mask
 
 

@@ -21,6 +21,7 @@ from maskmod.compat.transformers.predicates import (
     lengthened,
     padding_mask_function,
     prepare_padding_mask,
+    stored,
 )
 from maskmod.compat.transformers.settings import is_strict
 from maskmod.dense import reads_b_and_h
@@ -194,9 +195,9 @@ def flex_attention_mask(
     """The mask as flex's BlockMask; the padding joins the predicate unless the data, outside a trace, shows none."""
     mask = as_mask(mask_function)
     if attention_mask is not None and (tracing(attention_mask) or not bool(attention_mask.all())):
-        mask = mask & padding_mask_function(lengthened(attention_mask, kv_length + kv_offset, 0))
+        mask = mask & padding_mask_function(stored(lengthened(attention_mask, kv_length + kv_offset, 0)))
     if isinstance(q_offset, Tensor):
-        q_offset = q_offset.clone()  # the cache's own counter, which moves on before attention reads the mask
+        q_offset = stored(q_offset.clone())  # the cache's own counter moves on before attention reads the mask
     sizes = Sizes(batch_size, _heads(mask, config, True, device), q_length, kv_length)
     return block_mask(_placed(mask, q_offset, kv_offset), *sizes, device=device)
 

@@ -152,6 +152,11 @@ def lengthened(table: Tensor, length: int, value: int) -> Tensor:
     return F.pad(table, (0, missing), value=value) if missing > 0 else table
 
 
+def stored(table: Tensor) -> Tensor:
+    """The same tensor, which inductor then keeps in memory: on CPU flex reads no table that is computed on the fly."""
+    return table.as_strided(table.shape, table.stride())
+
+
 def document_numbers(position_ids: Tensor) -> Tensor:
     """The document of each token, (B, n): a new one begins wherever a position does not follow the one before it."""
     first = position_ids[:, :1] - 1
