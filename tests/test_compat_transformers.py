@@ -307,10 +307,10 @@ def by_head(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
 
 def test_predicates_that_read_the_head() -> None:
     embeds = torch.zeros(1, 3, 4)
-    mask = ours.create_causal_mask(llama(), embeds, None, None, or_mask_function=by_head)
+    mask: Any = ours.create_causal_mask(llama(), embeds, None, None, or_mask_function=by_head)
     want = torch.stack([torch.ones(3, 3).tril().bool() | (torch.arange(3) < head + 1) for head in range(2)])[None]
     assert torch.equal(mask, want)
-    blocks = ours.create_causal_mask(llama("flex_attention"), embeds, None, None, or_mask_function=by_head)
+    blocks: Any = ours.create_causal_mask(llama("flex_attention"), embeds, None, None, or_mask_function=by_head)
     assert torch.equal(create_mask(blocks.mask_mod, 1, 2, 3, 3, "cpu"), want)
     for use_vmap in (False, True):
         with pytest.raises(UnsupportedMask, match="number of heads"):
@@ -335,10 +335,11 @@ def test_strict_refuses_what_would_be_dropped() -> None:
     embeds, packed = torch.zeros(1, 4, 4), torch.tensor([[0, 1, 0, 1]])
     ones = torch.ones(1, 4, dtype=torch.long)
     cache = Call("create_causal_mask", cache="lazy").past_key_values(None)
-    for arguments in (
+    ignored: list[dict[str, Any]] = [
         {"attention_mask": ones, "past_key_values": None, "position_ids": packed},
         {"attention_mask": None, "past_key_values": cache, "position_ids": packed},
-    ):
+    ]
+    for arguments in ignored:
         assert ours.create_causal_mask(llama(), embeds, **arguments) is None
         with pytest.raises(UnsupportedMask, match="packed=True"):
             ours.create_causal_mask(llama(), embeds, strict=True, **arguments)
@@ -346,7 +347,8 @@ def test_strict_refuses_what_would_be_dropped() -> None:
     left = torch.tensor([[0, 0, 1, 1]])  # generate() counts positions after the padding: no packing
     assert ours.create_causal_mask(llama(), embeds, left, None, torch.tensor([[1, 1, 0, 1]]), strict=True) is not None
     two_sided = llama(is_causal=False)
-    for extra in ({"block_sequence_ids": ones}, {"position_ids": packed}):
+    dropped: list[dict[str, Any]] = [{"block_sequence_ids": ones}, {"position_ids": packed}]
+    for extra in dropped:
         assert ours.create_causal_mask(two_sided, embeds, None, None, **extra) is None
         with pytest.raises(UnsupportedMask):
             ours.create_causal_mask(two_sided, embeds, None, None, strict=True, **extra)
@@ -364,7 +366,8 @@ def test_packed_can_be_declared() -> None:
     embeds, positions = torch.zeros(1, 4, 4), torch.tensor([[0, 1, 0, 1]])
     want = theirs.create_causal_mask(llama(), embeds, None, None, positions)
     ones = torch.ones(1, 4, dtype=torch.long)
-    assert torch.equal(ours.create_causal_mask(llama(), embeds, ones, None, positions, packed=True), want)
+    got: Any = ours.create_causal_mask(llama(), embeds, ones, None, positions, packed=True)
+    assert torch.equal(got, want)
     assert ours.create_causal_mask(llama(), embeds, None, None, positions, packed=False) is None
     cache = Call("create_causal_mask", cache="lazy", past=3).past_key_values(None)
     with pytest.raises(UnsupportedMask, match="4 queries and 7 keys"):
