@@ -266,10 +266,21 @@ def test_tensors_are_found_wherever_a_mask_keeps_them():
 
 def test_every_name_of_the_vocabulary_has_a_case():
     constructors = {"full", "causal", "sliding_window", "window", "chunked", "prefix", "sinks", "document", "blockwise"}
-    constructors |= {"key_padding", "mask_mod", "shift", "remap", "at_positions", "where", "per_head"}
+    constructors |= {
+        "key_padding",
+        "tree",
+        "dfs_tree",
+        "mask_mod",
+        "shift",
+        "remap",
+        "at_positions",
+        "where",
+        "per_head",
+    }
     others = {
         "BlockClasses",
         "Choice",
+        "DecodePlan",
         "Mask",
         "Tiles",
         "attention",

@@ -589,7 +589,7 @@ BAD_INPUTS = [
         MaskValueError,
         "dense_mask(method='fast')",
         "no such method",
-        'Pass "auto" or "vmap".',
+        'Pass "auto", "vmap" or "blocks".',
     ),
     Bad(
         "additive_bias(causal(), 1, 1, 4, 4, dtype=torch.int64)",
@@ -616,15 +616,15 @@ BAD_INPUTS = [
         "draw(causal(), 4, 300)",
         MaskValueError,
         "draw(causal(), 4, 300)",
-        "over 256 tokens",
-        "Draw a smaller corner.",
+        "300 rows or columns",
+        "Draw blocks=2 or more tokens a cell.",
     ),
     Bad(
         'lower(causal(), "cuda", 1, 1, 4, 4)',
         BackendError,
         "backend='cuda'",
         "no such backend",
-        "Registered: ['eager', 'flex', 'sdpa'].",
+        "Registered: ['eager', 'flash', 'flex', 'sdpa'].",
     ),
     Bad(
         'lower(causal(), "sdpa", 1, 1, 4, 4, empty_rows="zero")',
@@ -652,7 +652,7 @@ BAD_INPUTS = [
         BackendError,
         "backend='flash9'",
         "no such backend",
-        "Registered: ['eager', 'flex', 'sdpa'].",
+        "Registered: ['eager', 'flash', 'flex', 'sdpa'].",
     ),
     Bad(
         'attention(q, q, q, causal(), empty_rows="nan")',
@@ -750,7 +750,7 @@ BAD_INPUTS = [
         BackendError,
         "register_backend('sdpa')",
         "the name is taken",
-        "Registered: ['eager', 'flex', 'sdpa'].",
+        "Registered: ['eager', 'flash', 'flex', 'sdpa'].",
     ),
 ]
 

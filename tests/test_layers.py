@@ -12,11 +12,11 @@ SOURCE = Path(maskmod.__file__).parent
 
 LAYERS = [
     ("errors", "algebra", "tables"),
-    ("packing", "masks", "dense", "abstract"),
-    ("indexing", "blocks"),
+    ("packing", "masks", "trees", "dense", "abstract"),
+    ("indexing", "blocks", "replay"),
     ("readers", "proofs", "draw", "bands", "empty_rows"),
     ("backends",),
-    ("attention", "caches", "serving", "tree"),
+    ("attention", "caches", "serving"),
     ("testing", "_dynamo_trace", "compat", "distributed"),
     ("cli", "demo", "__main__", "__init__"),
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from maskmod.algebra import Index, Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, spell, tracing
 from maskmod.errors import MaskShapeError, MaskTypeError, TruthValueError
 
-__all__ = ["reads_b_and_h", "shared_sizes", "vmap_at", "vmap_mask"]
+__all__ = ["reads_b_and_h", "scalar_bool", "shared_sizes", "vmap_at", "vmap_mask"]
 
 
 def vmap_mask(
@@ -76,7 +76,7 @@ def vmap_at(mask: Mask, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> 
     """The meaning of a mask on tiles: lanes (n,), queries (n, nq) and keys (n, nkv) to bool (n, nq, nkv)."""
 
     def scalar(b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Tensor:
-        return _as_scalar_bool(mask, mask(b, h, q_idx, kv_idx), q_idx.device)
+        return scalar_bool(mask, mask(b, h, q_idx, kv_idx), q_idx.device)
 
     lifted = scalar
     for in_dims in ((None, None, None, 0), (None, None, 0, None), (0, 0, 0, 0)):
@@ -86,7 +86,7 @@ def vmap_at(mask: Mask, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> 
 
 def _lift(mask: Mask, indices: list[Tensor]) -> Tensor:
     def scalar(b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Tensor:
-        return _as_scalar_bool(mask, mask(b, h, q_idx, kv_idx), q_idx.device)
+        return scalar_bool(mask, mask(b, h, q_idx, kv_idx), q_idx.device)
 
     lifted = scalar
     for axis in (3, 2, 1, 0):  # innermost first: the batch index is mapped last and so becomes the leading dimension
@@ -116,7 +116,8 @@ def _run(mask: Mask, lifted: Callable[..., Tensor], indices: list[Tensor]) -> Te
             raise
 
 
-def _as_scalar_bool(mask: Mask, result: Any, device: torch.device) -> Tensor:
+def scalar_bool(mask: Mask, result: Any, device: torch.device) -> Tensor:
+    """What a predicate returned for one index each, as a 0-d bool tensor; an error for anything that is none."""
     if isinstance(result, bool):
         return torch.full((), result, device=device)
     if not isinstance(result, Tensor) or result.dtype != torch.bool:

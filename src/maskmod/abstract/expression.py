@@ -30,6 +30,7 @@ from maskmod.abstract.names import (
     RESHAPES,
     canonical_name,
 )
+from maskmod.dense import scalar_bool
 
 __all__ = ["BOTH", "KV", "NEITHER", "Node", "Q", "Scalar", "Tape", "Unknown", "evaluate", "record"]
 
@@ -461,7 +462,12 @@ def _record_lifted(tape: Tape, func: Callable, args: tuple, kwargs: dict, sample
 
 
 def record(mask: Callable, B: int, H: int, q_len: int, kv_len: int, device: torch.device, traced: bool) -> Node:
-    """The predicate as an expression. Raises `Unknown` where it has no meaning for the analyser."""
+    """The predicate as an expression.
+
+    Raises:
+        Unknown: it does something that has no meaning for the analyser.
+        MaskError: as the vmap lift does, where it returns anything but one bool.
+    """
     if traced and not torch.compiler.is_compiling():
         raise Unknown("fake tensors outside a compiler cannot carry a recording")
     tape = Tape(B, H, q_len, kv_len, device, traced)
@@ -479,10 +485,9 @@ def record(mask: Callable, B: int, H: int, q_len: int, kv_len: int, device: torc
             raise
         raise Unknown(f"{type(error).__name__}: {error}") from error
     if isinstance(answer, Scalar):
+        scalar_bool(mask, answer.node.sample, device)
         return answer.node
-    if not isinstance(answer, Tensor):
-        answer = torch.full((), bool(answer), device=device)
-    constant = _argument(tape, answer)
+    constant = _argument(tape, scalar_bool(mask, answer, device))
     assert isinstance(constant, Node)
     return constant
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from maskmod.abstract import KV, Blocks, Grid, Node, Q, Selection, Unknown, evaluate, may, normal, record
 from maskmod.algebra import Mask, Sizes, tracing
 from maskmod.dense import vmap_at
-from maskmod.errors import MaskTypeError
 
 __all__ = ["Analysis", "TileList"]
 
@@ -64,12 +63,6 @@ class Analysis:
             self.why = str(reason)
         self.lanes = (sizes.B, sizes.H)
         if self.root is not None:
-            if self.root.dtype != torch.bool or self.root.shape:
-                raise MaskTypeError(
-                    f"{mask!r} called with one index each",
-                    f"it returned {self.root.dtype} of shape {self.root.shape}, not one bool",
-                    "A mask says which keys are visible: compare (`x != 0`), reduce with .any() or .all().",
-                )
             read = _lanes_read(self.root)
             self.lanes = (sizes.B if 0 in read else 1, sizes.H if 1 in read else 1)
             self.root.tape.lengths = (*self.lanes, sizes.q_len, sizes.kv_len)
