@@ -333,7 +333,7 @@ def test_explain_says_what_is_held():
         "layout: StaticCache(max_len=300): 300 slots; slot i holds position i, up to the query's own\n"
         "step: 1 query in each of 2 rows, 2 heads\n"
         "backend: sdpa: a boolean at a fixed address, rewritten each step\n"
-        "  boolean [2, 1, 1, 300]; the mask is recorded once and replayed\n"
+        "  boolean [2, 1, 1, 300]; outside a graph the mask is recorded once and replayed\n"
         "memory: 616 bytes in 2 buffers"
     )
     assert repr(plan) == (

@@ -27,10 +27,10 @@ class Replay:
     """
 
     def __init__(self, root: Node):
-        self._root, self._kept, self._nodes = root.number, {}, _needed(root)
+        self._root, self._kept = root.number, {}
         self._steps: list[tuple[int, Callable[..., Tensor], list]] = []
         settled: set[int] = set()
-        for node in self._nodes:
+        for node in _needed(root):
             needs = [a.number for a in node.args if isinstance(a, Node)]
             if all(number in self._kept for number in needs):
                 value = node.apply([_value(a, self._kept) for a in node.args])
@@ -49,13 +49,6 @@ class Replay:
         values = dict(self._kept)
         for number, apply, args in self._steps:
             values[number] = apply(*[_value(a, values) for a in args])
-        return values[self._root]
-
-    def trace(self) -> Tensor:
-        """The same in a graph: every step anew, which the compiler fuses."""
-        values: dict[int, Tensor] = {}
-        for node in self._nodes:
-            values[node.number] = node.apply([_value(a, values) for a in node.args])
         return values[self._root]
 
 

@@ -229,12 +229,12 @@ class _Dense:
 
     def lines(self) -> list[str]:
         how = "recorded once and replayed" if self.replay else "evaluated by vmap, since it holds a user's function"
-        return [f"boolean {list(self.sizes)}; the mask is {how}"]
+        return [f"boolean {list(self.sizes)}; outside a graph the mask is {how}"]
 
     def read(self) -> Tensor:
-        if self.replay is None:
+        if self.replay is None or tracing(self.visible):
             return vmap_mask(self.mask, *self.sizes, device=self.visible.device)
-        return self.replay.trace() if tracing(self.visible) else self.replay.read()
+        return self.replay.read()
 
     def write_(self) -> None:
         self.visible.copy_(self.read())

@@ -206,7 +206,7 @@ class _Question:
 
     def may_compare_bounds(self, compare: Compare, given: _Given) -> Tensor:
         samples = [x.sample if isinstance(x, Node) else x for x in (compare.left, compare.right)]
-        dtype = torch.result_type(samples[0], samples[1])
+        dtype = (samples[0] * samples[1]).dtype  # their common type; torch.result_type does not trace
         left, right = (as_dtype(self.bounds(x, given), dtype) for x in (compare.left, compare.right))
         if left is None or right is None:
             return self.constant(True)
