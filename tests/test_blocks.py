@@ -30,7 +30,7 @@ from maskmod import (
 )
 from maskmod import blocks as blocks_package
 from maskmod.blocks import analysis, paint
-from maskmod.errors import MaskError, MaskTypeError, MaskValueError, TruthValueError
+from maskmod.errors import MaskError, MaskShapeError, MaskTypeError, MaskValueError, TruthValueError
 from random_masks import assert_same_tables
 
 IDS = torch.arange(700) // 97
@@ -212,7 +212,7 @@ def test_block_sizes_that_are_none(block_size) -> None:
 def test_results_that_are_no_bool() -> None:
     with pytest.raises(MaskTypeError, match="compare"):
         block_mask(lambda b, h, q, k: q - k, 1, 1, 8, 8)
-    with pytest.raises(MaskTypeError, match="any"):
+    with pytest.raises(MaskShapeError, match="any"):
         block_mask(lambda b, h, q, k: torch.ones(3, dtype=torch.bool) & (q >= k), 1, 1, 8, 8)
 
 
