@@ -797,6 +797,18 @@ def test_errors_are_also_python_errors_of_their_kind():
         assert issubclass(error, ValueError)
 
 
+@pytest.mark.parametrize("answer", [None, 0.5, 1, torch.tensor(1), torch.tensor([True])], ids=repr)
+def test_every_reader_refuses_what_is_no_bool(answer):
+    def wrong(b, h, q_idx, kv_idx):
+        return answer
+
+    for method in ("auto", "vmap", "blocks"):
+        with pytest.raises(MaskError, match=r"wrong called with one index each: it returned .*, not a "):
+            maskmod.dense_mask(wrong, 1, 1, 4, 4, method=method)
+    with pytest.raises(MaskError, match=r"wrong called with one index each: it returned .*, not a "):
+        maskmod.block_mask(wrong, 1, 1, 256, 256)
+
+
 def test_an_error_of_the_predicate_itself_comes_through():
     def broken(b, h, q_idx, kv_idx):
         raise KeyError("mine")
