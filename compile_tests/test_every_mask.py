@@ -13,7 +13,7 @@ from maskmod import Mask, additive_bias, attention, dense_mask, lower, shift
 from one_graph import assert_compiles
 
 B, H = 2, 2
-LENGTHS = [(7, 10), (13, 9)]
+LENGTHS = [(8, 11), (13, 9)]
 FORMS = ["int", "0-d", "(1,)", "(B,)"]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

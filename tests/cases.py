@@ -17,6 +17,7 @@ from maskmod import (
     blockwise,
     causal,
     chunked,
+    dfs_tree,
     document,
     full,
     key_padding,
@@ -27,6 +28,7 @@ from maskmod import (
     shift,
     sinks,
     sliding_window,
+    tree,
     where,
     window,
 )
@@ -79,6 +81,16 @@ def offset(b: int) -> int:
 
 def permuted(b: int, i: int) -> int:
     return (i * 3 + b) % 17
+
+
+def in_heap(i: int, k: int) -> bool:
+    """Whether node k is i or above it, in a binary tree of seven nodes numbered level by level."""
+    while i > k >= 0:
+        i = (i - 1) // 2
+    return 0 <= i == k < 7
+
+
+ENDS = [5, 3, 3, 5, 5]  # 0 has the children 1, 3 and 4, and 1 has 2
 
 
 def in_ring(i: int) -> int:
@@ -180,6 +192,16 @@ CASES = [
         lambda b, h, q, kv: is_valid(b, kv),
     ),
     Case("key_lengths", lambda B, H, q, kv: key_padding(rows(length, B)), lambda b, h, q, kv: kv < length(b)),
+    Case(
+        "tree",
+        lambda B, H, q, kv: tree(rows(lambda i: (i - 1) // 2, 7), start=2),
+        lambda b, h, q, kv: q - 2 < 7 and in_heap(q - 2, kv - 2),
+    ),
+    Case(
+        "dfs_tree",
+        lambda B, H, q, kv: dfs_tree(torch.tensor(ENDS), start=rows(lambda b: b + 1, B)),
+        lambda b, h, q, kv: 0 <= kv - b - 1 <= q - b - 1 < 5 and q - b - 1 < ENDS[kv - b - 1],
+    ),
     # algebra
     Case(
         "and",
