@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from maskmod import (
-    Choice,
     attention,
     causal,
     document,
@@ -39,11 +38,10 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict:
 
 def test_a_proven_flag_is_chosen():
     choice = select_backend(causal(), 1, 8, 512, 512)
-    assert choice == Choice(
-        "sdpa",
-        "structure and static lengths prove it top-left causal: the flag, no mask",
-        {"eager": EAGER, "flex": "SDPA needs no mask here"},
-    )
+    assert choice.backend == "sdpa"
+    assert choice.why == "structure and static lengths prove it top-left causal: the flag, no mask"
+    assert choice.rejected["flex"] == "SDPA needs no mask here"
+    assert choice.rejected["eager"] == EAGER
     choice = select_backend(full(), 1, 8, 512, 512)
     assert choice.backend == "sdpa"
     assert choice.why == "structure and static lengths prove that it hides nothing: no mask"
@@ -59,7 +57,9 @@ def test_a_small_mask_is_dense():
 
 def test_a_mask_beyond_a_gibibyte_is_not_dense():
     choice = select_backend(sliding_window(4), 1, 1, 65536, 65536, device="cpu")
-    assert choice == Choice("flex", "a dense mask would take 4.0 GiB", {"eager": EAGER, "sdpa": "dense mask"})
+    assert choice.backend == "flex"
+    assert choice.why == "a dense mask would take 4.0 GiB"
+    assert choice.rejected["sdpa"] == "dense mask"
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,12 @@ def test_on_a_gpu_long_queries_go_to_flex():
 
 
 def test_every_backend_is_chosen_or_rejected(registry: dict):
+    register_backend("mine", lower=lambda mask, sizes, **options: Nothing(), attend=lambda q, *rest, **options: q)
     for mask in (causal(), full(), sliding_window(2)):
         choice = select_backend(mask, 1, 1, 64, 64)
         assert {choice.backend, *choice.rejected} == set(registry)
         assert all(choice.rejected.values())
+        assert choice.rejected["mine"] == "it runs where it is asked for by name"
 
 
 # ----------------------------------------------------------------------------------------------- one mask for all heads

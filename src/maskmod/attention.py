@@ -114,7 +114,12 @@ def select_backend(
     device = device_of(mask, device)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     request = Request(sizes, dtype, device, requires_grad, enable_gqa)
-    rejected = {"eager": "it is the reference: slower than the fused kernels and never needed for correctness"}
+    rejected = {
+        name: backend.refuse(mask, request) or "it runs where it is asked for by name"
+        for name, backend in _BACKENDS.items()
+        if name not in ("sdpa", "flex")
+    }
+    rejected["eager"] = "it is the reference: slower than the fused kernels and never needed for correctness"
     maskless = sdpa.maskless(mask, sizes)
     if maskless is not None:
         return Choice("sdpa", maskless.why, rejected | {"flex": "SDPA needs no mask here"})
