@@ -116,7 +116,7 @@ def _run(mask: Mask, lifted: Callable[..., Tensor], indices: list[Tensor]) -> Te
             raise
 
 
-def scalar_bool(mask: Mask, result: Any, device: torch.device) -> Tensor:
+def scalar_bool(mask: MaskMod, result: Any, device: torch.device) -> Tensor:
     """What a predicate returned for one index each, as a 0-d bool tensor; an error for anything that is none."""
     if isinstance(result, bool):
         return torch.full((), result, device=device)
