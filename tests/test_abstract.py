@@ -10,7 +10,10 @@ import torch
 
 from maskmod.abstract import BOTH, Blocks, Grid, Unknown, may, normal, record
 from maskmod.algebra import as_mask
+from maskmod.blocks import classify_blocks
 from maskmod.dense import vmap_mask
+from maskmod.errors import MaskError
+from maskmod.readers import dense_mask
 from random_masks import Case
 
 CPU = torch.device("cpu")
@@ -157,6 +160,82 @@ def test_guards_that_hold_nowhere() -> None:
     must, could = classes(lambda b, h, q, k: (ids[q] == ids[k]) & (ids[q] >= 0) & (q >= k))
     assert not could.any()
     assert not must.any()
+
+
+def same_as_lifted(mask, n: int = 64, size: int = 8) -> None:
+    """Dense masks and exact blocks, for steps that a recording could mistake for others."""
+    truth = vmap_mask(mask, 1, 1, n, n)
+    assert torch.equal(dense_mask(mask, 1, 1, n, n), truth)
+    x = truth.unflatten(3, (-1, size)).unflatten(2, (-1, size))
+    found = classify_blocks(mask, 1, 1, n, n, block_size=size)
+    assert torch.equal(found.full, x.all(5).all(3))
+    assert torch.equal(found.empty, ~x.any(5).any(3))
+
+
+@torch.jit.script
+def scripted(q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
+    return q_idx >= kv_idx
+
+
+REAL = torch.randn(64, generator=torch.Generator().manual_seed(0))
+RANGES = torch.arange(64).unsqueeze(-1) + torch.tensor([-20, 3, 30])
+NAN = torch.full((64, 64), torch.nan)
+BYTES = torch.arange(64).byte() % 3
+SIXTEEN = torch.arange(64).half()
+TENTHS = SIXTEEN * 0.1
+DOCUMENTS, OFFSETS = torch.arange(64) // 10, torch.arange(64) % 10
+LOWEST = torch.full((64,), -(2**63)) + 5 + torch.arange(64) % 3
+HIGHEST = torch.full((64,), 2**63 - 1)
+DECEPTIVE = {
+    "scripted functions pass torch functions by": lambda b, h, q, k: scripted(q, k),
+    "vmap inside": lambda b, h, q, k: torch.vmap(lambda i: (q - i) >= k)(torch.arange(3)).all(),
+    "named arguments": lambda b, h, q, k: torch.eq(q, other=k) | torch.sub(q, other=k).gt(other=9),
+    "where with names": lambda b, h, q, k: torch.where(q >= k, input=q > 3, other=k > 3),
+    "a view of other bits": lambda b, h, q, k: REAL[q].view(torch.int32) > k,
+    "and of a bool and an int": lambda b, h, q, k: ((q >= 0) & q) == k,
+    "a bool sum that leaves one out": lambda b, h, q, k: torch.add(q >= k, q > 3, alpha=False),
+    "two zeros": lambda b, h, q, k: ((q - k) / 0.0 >= 1) & ((q - k) / -0.0 <= -1),
+    "number over index": lambda b, h, q, k: 107 / (q + k + 1) >= 1,
+    "bytes below zero": lambda b, h, q, k: -(q >= k).byte() > 200,
+    "bytes of bools apart": lambda b, h, q, k: ((q >= k).byte() - (k > 3).byte()) > 200,
+    "all of bytes": lambda b, h, q, k: (~BYTES[q].all()).bool() & (q >= k),
+    "any over no dimension": lambda b, h, q, k: (RANGES[q] < k).any(dim=()),
+    "one axis as a truth value": lambda b, h, q, k: torch.logical_xor(q - k > 2, k % 5) | torch.logical_and(q - k, k),
+    "a truth value as an index": lambda b, h, q, k: (RANGES[q][True] == k).any(),
+    "half precision by a Python float": lambda b, h, q, k: (SIXTEEN[q] - SIXTEEN[k]) * 0.1 == TENTHS[q],
+    "NaN in a table": lambda b, h, q, k: ~(NAN[q, k] > 0.5),
+    "an order of rows beside an equality": lambda b, h, q, k: (
+        (DOCUMENTS[q] == DOCUMENTS[k]) & ((RANGES[q] <= k) & (k < RANGES[q] + 9)).any(-1)
+    ),
+    "an equality outside any": lambda b, h, q, k: (
+        (RANGES[q] // 9 == RANGES[k] // 9) & (RANGES[q] * 3 < RANGES[k] + k).any(-1, keepdim=True)
+    ).any(-1),
+    "sums apart that wrap together": lambda b, h, q, k: (DOCUMENTS[q] == DOCUMENTS[k]) & (LOWEST[q] - 5 < HIGHEST[k]),
+    "constants that do not fit": lambda b, h, q, k: (
+        (DOCUMENTS[q] == DOCUMENTS[k]) & (OFFSETS[q] + 2**62 < OFFSETS[k] - 2**62 + 7)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECEPTIVE)
+def test_what_could_be_mistaken(name: str) -> None:
+    same_as_lifted(DECEPTIVE[name])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda b, h, q, k: None,
+        lambda b, h, q, k: 1,
+        lambda b, h, q, k: torch.full_like(q, k) <= q,
+        lambda b, h, q, k: q.new_full((), k) <= q,
+        lambda b, h, q, k: torch.add(q, q, alpha=k) > 3,
+    ],
+)
+def test_what_the_lift_refuses(mask) -> None:
+    for read in (vmap_mask, dense_mask, classify_blocks):
+        with pytest.raises(MaskError):
+            read(mask, 1, 1, 64, 64)
 
 
 # ------------------------------------------------------------------------------------------------ what it must see

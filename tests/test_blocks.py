@@ -111,6 +111,8 @@ def test_zero_lengths(q_len: int, kv_len: int) -> None:
     tiles = classify_tiles(causal(), 2, 1, q_len, kv_len)
     assert tiles.visible() == 0
     assert tiles.density == 0
+    assert tiles.empty_rows().shape == (2, 1, q_len)
+    assert tiles.empty_rows().all()
     assert dense_mask(causal(), 2, 1, q_len, kv_len).shape == (2, 1, q_len, kv_len)
 
 
@@ -169,6 +171,11 @@ def test_every_reader_of_a_block_mask(compact: bool) -> None:
     assert torch.equal(ours[:, :, 2:5].to_dense(), theirs[:, :, 2:5].to_dense())
     assert torch.equal(ours.to("cpu").to_dense(), theirs.to_dense())
     assert (ours.kv_indices.untyped_storage().nbytes() < 4 * 8 * 8) is compact
+    if not compact:  # torch reads the entries past a row's count here
+        cropped, wanted = causal(), reference(causal(), 1, 1, 1024, 1024, 128)._adjust(512, 300)
+        cropped = block_mask(cropped, 1, 1, 1024, 1024, compact=False)._adjust(512, 300)
+        assert torch.equal(cropped.kv_num_blocks, wanted.kv_num_blocks)
+        assert torch.equal(cropped.kv_indices, wanted.kv_indices)
     leaves, spec = pytree.tree_flatten(ours)
     assert torch.equal(pytree.tree_unflatten(leaves, spec).to_dense(), theirs.to_dense())
 
@@ -262,6 +269,10 @@ def test_memory_of_evaluation_is_bounded(monkeypatch) -> None:
         assert torch.equal(classify_blocks(mask, 1, 1, 4096, 4096).full.sum(), create_mask_full(mask, 4096))
     assert sum(seen) >= 4096 * 4096
     assert max(seen) <= analysis.TOKENS_AT_ONCE
+    seen.clear()
+    rows = torch.arange(1024).view(-1, 1) + torch.arange(64) * 2
+    assert not classify_blocks(lambda b, h, q, k: (rows[q] == k * 2 - q % 2).any(-1), 1, 1, 1024, 1024).full.any()
+    assert max(seen) <= analysis.TOKENS_AT_ONCE // 64
 
 
 def create_mask_full(mask, n: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from maskmod.backends.flex import FlexArgs
 from maskmod.backends.sdpa import SdpaArgs
 from maskmod.bands import Band
 from maskmod.blocks import classify_blocks
-from maskmod.blocks.tables import from_classes_traced
+from maskmod.blocks.tables import from_classes
 from maskmod.caches import CacheLayout, PagedCache, RingCache, SlidingCache, StaticCache, positions_of
 from maskmod.dense import reads_b_and_h, vmap_mask
 from maskmod.errors import BackendError, MaskShapeError, UnsupportedMask
@@ -285,7 +285,7 @@ class _Blocks:
         # Not exact: static shapes and no look at values; a block called partial in doubt changes no result.
         classes = classify_blocks(self.mask, *self.sizes, block_size=_BLOCK_SIZE, exact=False, device=self.device)
         for tables, blocks in ((self.tables[:2], classes.partial), (self.tables[2:], classes.full)):
-            for table, new in zip(tables, from_classes_traced(blocks), strict=True):
+            for table, new in zip(tables, from_classes(blocks), strict=True):
                 table.copy_(new)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
 from maskmod.abstract.names import (
@@ -32,7 +33,7 @@ from maskmod.abstract.names import (
 )
 from maskmod.dense import scalar_bool
 
-__all__ = ["BOTH", "KV", "NEITHER", "Node", "Q", "Scalar", "Tape", "Unknown", "evaluate", "record"]
+__all__ = ["BOTH", "KV", "NEITHER", "Node", "Q", "Scalar", "Tape", "Unknown", "cast", "evaluate", "record"]
 
 # Which long axes a node depends on, as bits. Batch and head are lanes: every value carries them.
 NEITHER, Q, KV, BOTH = 0, 1, 2, 3
@@ -75,7 +76,7 @@ def _identity(arg: Any) -> Any:
         return ("slice", arg.start, arg.stop, arg.step)
     if isinstance(arg, Tensor):
         return ("tensor", id(arg))  # the node keeps the tensor alive, so the id stays its own
-    return (type(arg), arg)
+    return (type(arg), arg.hex() if isinstance(arg, float) else arg)  # 0.0 == -0.0
 
 
 class Node:
@@ -210,6 +211,18 @@ class Scalar(torch.Tensor):
         return _dispatch(func, args, kwargs or {})
 
 
+class _Sealed(Scalar):
+    """A scalar whose point nobody can compute with: what slips past `__torch_function__` is refused, not believed.
+
+    Scripted functions do, and a `torch.vmap` inside a predicate. In a trace the meta device serves instead, since
+    Dynamo does not trace this class.
+    """
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise Unknown(f"{func} of a recording scalar's point")
+
+
 class _Indexing(TorchFunctionMode):
     # `table[..., scalar]` reaches a subclass outside a trace only; Dynamo needs the mode.
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -222,7 +235,7 @@ class _Indexing(TorchFunctionMode):
 
 
 def _scalar(node: Node) -> Scalar:
-    scalar = node.sample.as_subclass(Scalar)
+    scalar = node.sample.as_subclass(Scalar if node.tape.traced else _Sealed)
     scalar.node = node
     return scalar
 
@@ -244,7 +257,7 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
         raise Unknown(f"{func} changes a recording scalar in place")
     if name in INFORMATION or (not torch.compiler.is_compiling() and func.__name__ == "__get__"):
         with _no_dispatch():
-            answer = func(*args, **kwargs)
+            answer = func(*(a.node.sample if isinstance(a, Scalar) else a for a in args), **kwargs)
         if isinstance(answer, Tensor):
             raise Unknown(f"{func} of a recording scalar")
         return answer
@@ -255,11 +268,11 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
         return _scalar(_record_getitem(tape, args[0], args[1]))
     if name in CONSTANTS:
         with _no_dispatch():
-            value = func(*args, **{**kwargs, "device": tape.device})
+            value = func(_sample(tape, args[0]), *args[1:], **{**kwargs, "device": tape.device})
         return _scalar(tape.node("constant", (value,), _sample(tape, value)))
     if name in CASTS:
         node, dtype = args[0].node, _cast_target(tape, name, args, kwargs)
-        return args[0] if dtype == node.dtype else _scalar(_cast(node, dtype))
+        return args[0] if dtype == node.dtype else _scalar(cast(node, dtype))
     with _no_dispatch():
         on_point = [_sample(tape, a) if isinstance(a, Tensor) else a for a in args]
         sample = ELEMENTWISE.get(name or "", func)(*on_point, **kwargs)
@@ -267,7 +280,7 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
         raise Unknown(f"{name or func} asks a recording scalar for a Python value")
     if sample is args[0]:  # `x.long()` of an int64 is x
         return sample
-    if name in RESHAPES:
+    if name in RESHAPES and sample.dtype == args[0].dtype:  # `x.view(dtype)` is another thing
         return _scalar(tape.node("reshape", (args[0].node,), sample))
     if name in REDUCTIONS:
         return _scalar(_record_reduction(tape, name, args, kwargs, sample))
@@ -311,9 +324,13 @@ def _cast_target(tape: Tape, name: str, args: tuple, kwargs: dict) -> torch.dtyp
 
 
 def _sample(tape: Tape, tensor: Tensor) -> Tensor:
-    """A captured tensor as it takes part in operations on the recorded point."""
-    if tape.traced and not isinstance(tensor, Scalar):
+    """A tensor as it takes part in operations on the recorded point."""
+    if isinstance(tensor, Scalar):
+        return tensor.node.sample
+    if tape.traced:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    if is_functorch_wrapped_tensor(tensor):
+        raise Unknown("a tensor that a transform inside the predicate wraps")
     return tensor
 
 
@@ -339,7 +356,7 @@ def _simpler(tape: Tape, name: str, args: list, sample: Tensor) -> Node | None:
                 if all(_COMPARISONS[name](x, y) is answer for x in low for y in high):
                     known = torch.full((), answer, device=sample.device)
                     return Node(tape, "constant", (known,), known, (answer,))
-    elif name in ("bitwise_and", "logical_and", "mul"):
+    elif name == "mul" or (name in ("bitwise_and", "logical_and") and sample.dtype == torch.bool):
         for node, other in ((a, b), (b, a)):
             if isinstance(other, Node) and other.op == "constant" and other.options == (True,):
                 return node if isinstance(node, Node) and node.dtype == sample.dtype else None
@@ -355,7 +372,8 @@ def _range(arg: Any) -> tuple[int, int] | None:
     return (arg, arg) if isinstance(arg, int) else None
 
 
-def _cast(node: Node, dtype: torch.dtype) -> Node:
+def cast(node: Node, dtype: torch.dtype) -> Node:
+    """The node as `dtype`: itself if it is."""
     if node.dtype == dtype:
         return node
     return node.tape.node("cast", (node,), node.sample.to(dtype), (dtype,))
@@ -366,9 +384,13 @@ def _aligned(tape: Tape, name: str, args: list) -> list:
 
     vmap, which defines what a predicate means, promotes values of different rank and dtype unlike torch does on the
     values themselves, and `where` and `clamp` even those of one rank; such mixtures are refused. So are order
-    comparisons with a captured scalar of a wider dtype, which vmap narrows (torch 2.13).
+    comparisons with a captured scalar of a wider dtype, and half-precision values combined with a Python number: vmap narrows
+    those scalars first (torch 2.13).
     """
     nodes = [a for a in args if isinstance(a, Node)]
+    halves = any(a.dtype in (torch.half, torch.bfloat16) for a in nodes)
+    if halves and name not in _COMPARISONS and any(isinstance(a, (int, float)) for a in args):
+        raise Unknown(f"{name} of half precision and a Python number")
     rank = max(len(a.shape) for a in nodes)
     same_rank = all(len(a.shape) == rank for a in nodes)
     operands = nodes[1:] if name == "where" else nodes
@@ -394,12 +416,14 @@ def _record_reduction(tape: Tape, name: str, args: tuple, kwargs: dict, sample: 
     dims = args[1] if len(args) > 1 else kwargs.get("dim")
     keepdim = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
     rank = len(node.shape)
+    if node.dtype == torch.uint8 or dims == ():
+        raise Unknown(f"{name} of uint8, or over no dimension, has a meaning of its own")
     if dims is None:
         dims = tuple(range(rank))
     elif isinstance(dims, int):
         dims = (dims,)
     if node.dtype != torch.bool:
-        node = tape.node("cast", (node,), node.sample.bool())
+        node = cast(node, torch.bool)
     if rank == 0:
         return node
     return tape.node(name, (node,), sample, (tuple(d % rank for d in dims), keepdim))
@@ -411,8 +435,9 @@ def _record_getitem(tape: Tape, table: Tensor, index: Any) -> Node:
     if not recorded:
         assert isinstance(table, Scalar)
         node = table.node
-        with _no_dispatch():
-            sample = table[tuple(index)]
+        sample = node.sample[tuple(index)]
+        if any(isinstance(i, bool) for i in index):
+            raise Unknown("a truth value as an index")
         if not all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in index):
             return _record_lifted(tape, torch.Tensor.__getitem__, (table, tuple(index)), {}, sample)
         return Node(tape, "select", (node,), sample, tuple(index))  # slices do not hash

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from maskmod.abstract.expression import BOTH, KV, NEITHER, Node, Q
+from maskmod.abstract.expression import BOTH, KV, NEITHER, Node, Q, cast
 
 __all__ = ["And", "Compare", "Every", "Fact", "Formula", "Opaque", "Or", "Sides", "Some", "Table", "normal", "sides"]
 
@@ -78,12 +78,12 @@ def normal(node: Any, sign: bool = True) -> Formula:
     """The node (or its negation) without any NOT. Numbers and integers mean their truth value."""
     if not isinstance(node, Node):
         return And(()) if bool(node) == sign else Or(())
-    if node.dtype != torch.bool:
-        return _compare("ne" if sign else "eq", node, 0)
     if node.axes != BOTH:
-        return Fact(node, sign)
+        return Fact(cast(node, torch.bool), sign)
+    if node.dtype != torch.bool:
+        return _compare("ne", node, 0, sign)
     op, args = node.op, node.args
-    boolean = op.startswith("logical") or all(_is_boolean(a) for a in args)
+    boolean = op.startswith("logical") or (not node.options and all(_is_boolean(a) for a in args))
     if op in _NOT and boolean:
         return normal(args[0], not sign)
     if op == "cast":
@@ -100,7 +100,7 @@ def normal(node: Any, sign: bool = True) -> Formula:
         condition, a, b = args
         return Or((And((normal(condition), normal(a, sign))), And((normal(condition, False), normal(b, sign)))))
     if op in _NEGATED:
-        return _compare(op if sign else _NEGATED[op], *args)
+        return _compare(op, *args, sign)
     if op in ("any", "all"):
         return (Some if (op == "any") == sign else Every)(normal(args[0], sign), *node.options)
     if (looked_up := _table(node)) is not None:
@@ -119,15 +119,17 @@ def _join(kind: type, parts: list) -> Formula:
     return kind(tuple(flat))
 
 
-def _compare(op: str, left: Any, right: Any) -> Formula:
-    if op in ("gt", "ge"):
-        op, left, right = ("lt" if op == "gt" else "le"), right, left
+def _compare(op: str, left: Any, right: Any, sign: bool) -> Formula:
     for node, number in ((left, right), (right, left)):
         # A table compared with a number is another table: look that one up.
         if isinstance(node, Node) and not isinstance(number, Node) and (found := _table(node)) is not None:
             table, index = found
             compared = getattr(operator, op)(*((table, number) if node is left else (number, table)))
-            return Table(compared, index, True)
+            return Table(compared, index, sign)  # not `op` negated, which NaN is False for as well
+    if not sign:
+        op = _NEGATED[op]
+    if op in ("gt", "ge"):
+        op, left, right = ("lt" if op == "gt" else "le"), right, left
     if op in ("lt", "le"):
         # |x| < y is x < y and -x < y: two comparisons that separate, so that facts about ids can sharpen them.
         if (inside := _absolute(left)) is not None:

@@ -65,7 +65,6 @@ _SYNONYMS = {
 _REFLECTED = {
     "radd": "add",
     "rand": "bitwise_and",
-    "rdiv": "div",
     "rfloordiv": "floor_divide",
     "rlshift": "bitwise_left_shift",
     "rmod": "remainder",
@@ -74,7 +73,6 @@ _REFLECTED = {
     "rpow": "pow",
     "rrshift": "bitwise_right_shift",
     "rsub": "sub",
-    "rtruediv": "div",
     "rxor": "bitwise_xor",
 }
 

@@ -70,7 +70,8 @@ class _Question:
         if isinstance(formula, Table):
             return self.may_look_up(formula, given)
         if isinstance(formula, (Some, Every)):
-            answer = self.may(formula.part, given)
+            # An equality outside says nothing, entry by entry, of a part with dimensions of its own.
+            answer = self.may(formula.part, given._replace(equal=()))
             if answer.dim() == self.frame.lanes:
                 return answer
             for d in sorted(formula.dims, reverse=True):
@@ -149,6 +150,8 @@ class _Question:
         parts = [_total(side) for side in (order.q, order.kv)]
         if ids[0] is None or ids[1] is None or parts[0] is None or parts[1] is None:
             return self.constant(True)
+        if not (_is_small(equal.constant) and _is_small(order.constant)):
+            return self.constant(True)
         # Ids and offsets mostly grow together: write the order so that growing positions count positively.
         flip = _falls(order.q)
         f, g = parts[0].value.long(), parts[1].value.long() + _extra(order)
@@ -159,6 +162,9 @@ class _Question:
         low, high = torch.minimum(f.amin(), g.amin()), torch.maximum(f.amax(), g.amax())
         M = high - low + 1
         room = (high_id.double() - low_id.double() + 1) * (high.double() - low.double() + 1) < float(_FAR)
+        for _, node in (*equal.q, *equal.kv, *equal.free, *order.q, *order.kv, *order.free):
+            smallest, largest = (x(node, (), self.frame.ratio) for x in (self.blocks.lo, self.blocks.hi))
+            room = room & _trusted(smallest.amin(), largest.amax())
         left = self.summary((a - low_id) * M + (f - low), Q, given)
         right = self.summary((c - low_id) * M + (g - low), KV, given)
         return (_may(order.op, right, left) if flip else _may(order.op, left, right)) | ~room

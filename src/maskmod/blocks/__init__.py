@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, tracing
 from maskmod.blocks.analysis import Analysis, TileList
 from maskmod.blocks.paint import paint
-from maskmod.blocks.tables import COMPACT_BYTES, Runs, from_classes, from_classes_traced, from_runs
+from maskmod.blocks.tables import COMPACT_BYTES, Runs, compacted, from_classes, from_runs
 from maskmod.blocks.tiles import Rectangles, Row, Tiles, descend, rectangles
 from maskmod.dense import vmap_mask
 from maskmod.errors import MaskTypeError, MaskValueError
@@ -207,13 +207,11 @@ def classify_tiles(
         raise MaskTypeError(
             "classify_tiles(...) inside a trace", "its shapes depend on values", "Use classify_blocks there."
         )
+    analysis = Analysis(*job[:4])
     if 0 in job.sizes:
         nothing = torch.zeros(0, dtype=torch.long, device=job.device)
-        analysis = Analysis(job.mask, Sizes(0, 0, 0, 0), job.block_size, job.device)
-        analysis.sizes = job.sizes
         none = Rectangles(*(nothing,) * 6)
         return Tiles(none, none, True, job.block_size, analysis)
-    analysis = Analysis(*job[:4])
     full, partial = rectangles(analysis, *descend(analysis, job.exact))
     return Tiles(full, partial, job.exact, job.block_size, analysis)
 
@@ -284,7 +282,7 @@ def _tables(job: _Job, compact: bool, q_blocks: bool) -> list[Tensor | None]:
                 tables += [None, None]
                 continue
             blocks = blocks.mT if transposed else blocks
-            tables += from_classes_traced(blocks) if job.traced else from_classes(blocks, compact)
+            tables += compacted(blocks) if compact else from_classes(blocks)
     return tables
 
 

@@ -6,6 +6,7 @@ vmap, in batches; it is slower, never wrong. Nothing here knows a block table.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -108,6 +109,13 @@ class Analysis:
         out = evaluate(self.root, take)  # (n|1, 1, nq|1, nkv|1)
         return out.expand(q.shape[0], 1, q.shape[1], kv.shape[1]).squeeze(1)
 
+    def at_once(self, tokens: int) -> int:
+        """How many tiles of so many tokens are evaluated in one batch; a token may hold a row of a table."""
+        widest = 1
+        if self.root is not None:
+            widest = max(math.prod(n.shape) for n in self.root.tape.nodes if n.axes == self.root.axes) or 1
+        return max(1, TOKENS_AT_ONCE // (tokens * widest))
+
     def inside(self, tiles: TileList) -> tuple[Tensor, Tensor]:  # (n, block), (n, block)
         """The queries and the keys of each block, the last ones repeated where a block is cut short."""
         places = []
@@ -129,13 +137,13 @@ class Analysis:
         unsettled = torch.arange(tiles.count, device=self.device)
         if self.root is not None:
             for per_side in WITNESSES:
-                parts = unsettled.split(TOKENS_AT_ONCE // per_side**2)
+                parts = unsettled.split(self.at_once(per_side**2))
                 proven = [self._witnessed(tiles.take(part), per_side) for part in parts]
                 unsettled = unsettled[~torch.cat(proven)]
                 if not unsettled.shape[0]:
                     break
         size = self.block_size[0] * self.block_size[1]
-        for part in unsettled.split(max(1, TOKENS_AT_ONCE // size)):
+        for part in unsettled.split(self.at_once(size)):
             chosen = tiles.take(part)
             visible = self.tokens(chosen, *self.inside(chosen)).flatten(1)
             full[part], empty[part] = visible.all(1), ~visible.any(1)

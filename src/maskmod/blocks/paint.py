@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskmod.abstract import evaluate
 from maskmod.algebra import Mask, Sizes
-from maskmod.blocks.analysis import TOKENS_AT_ONCE, Analysis, TileList
+from maskmod.blocks.analysis import Analysis, TileList
 
 __all__ = ["paint"]
 
@@ -36,7 +36,7 @@ def paint(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor | None:  # b
     words = painted.view(torch.int64).view(-1, BLOCK // 8)  # eight tokens at a time, one row of a block each
     open_ = (may & ~must).nonzero()
     step = torch.arange(BLOCK, device=device)
-    for part in open_.split(TOKENS_AT_ONCE // BLOCK**2) if open_.shape[0] else ():
+    for part in open_.split(analysis.at_once(BLOCK**2)) if open_.shape[0] else ():
         b, h, q, kv = part.unbind(1)
         visible = analysis.tokens(TileList(b, h, q, kv), *analysis.inside(TileList(b, h, q, kv)))
         block_row = ((b * analysis.lanes[1] + h) * rows + q).view(-1, 1) * BLOCK + step

@@ -1,8 +1,9 @@
 """Index tables of a BlockMask: per row the ascending columns of its blocks, by scatter and never by sorting rows.
 
-`from_classes` builds one from a dense table of blocks; inside a trace with static shapes, outside one from the blocks
-that are there. `from_runs` builds one from runs of neighbouring columns, without ever holding a dense table.
-Entries past a row's count are undefined in torch's format; here they are some valid column.
+`from_classes` builds one from a dense table of blocks, with static shapes; `compacted` from the blocks that are there.
+`from_runs` builds one from runs of neighbouring columns, without ever holding a dense table. Entries past a row's
+count are undefined in torch's format, yet `BlockMask._adjust` reads them: `from_classes` puts the row's other columns
+there, as torch does; elsewhere they are some valid column.
 
 A compact table is as wide as its widest row. Readers of a BlockMask take the number of columns from the table's
 shape, so it is stored behind an overlapping view of the full logical width: rows run into each other there, past
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["COMPACT_BYTES", "Runs", "from_classes", "from_classes_traced", "from_runs"]
+__all__ = ["COMPACT_BYTES", "Runs", "compacted", "from_classes", "from_runs"]
 
 COMPACT_BYTES = 64 << 20  # a full-width table above this size is stored compactly
 ENTRIES_AT_ONCE = 1 << 22
@@ -31,7 +32,7 @@ class Runs(NamedTuple):
     length: Tensor
 
 
-def from_classes_traced(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def from_classes(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Counts (B, H, n) and indices (B, H, n, m), int32, of a bool (B, H, n, m); static shapes, no look at values."""
     columns = blocks.shape[-1]
     rank = blocks.cumsum(-1)
@@ -44,13 +45,13 @@ def from_classes_traced(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return count.squeeze(-1).int(), indices
 
 
-def from_classes(blocks: Tensor, compact: bool) -> tuple[Tensor, Tensor]:
-    """The same, outside a trace, from the blocks that are there."""
+def compacted(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, outside a trace, as wide as the widest row."""
     lanes, (rows, columns) = blocks.shape[:2], blocks.shape[2:]
     count = blocks.sum(-1, dtype=torch.int32)
     entry = blocks.reshape(count.numel(), columns).nonzero()  # ascending by row, then column
     row, column = entry[:, 0], entry[:, 1]
-    width = _width(count, columns, compact)
+    width = _width(count, columns, True)
     before = count.view(-1).cumsum(0) - count.view(-1)
     place = torch.arange(row.shape[0], device=blocks.device) + (
         torch.arange(before.shape[0], device=blocks.device) * width - before

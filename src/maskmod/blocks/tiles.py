@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskmod.blocks.analysis import TOKENS_AT_ONCE, Analysis, TileList
+from maskmod.blocks.analysis import Analysis, TileList
 
 __all__ = ["Rectangles", "Row", "Tiles", "descend"]
 
@@ -127,7 +127,7 @@ class Tiles:
         for _, seen in self._opened():
             count += int(seen.sum())
         B, H = self._analysis.lanes
-        return count * (self._analysis.sizes.B // B) * (self._analysis.sizes.H // H)
+        return count * (self._analysis.sizes.B // max(B, 1)) * (self._analysis.sizes.H // max(H, 1))
 
     @property
     def density(self) -> float:
@@ -167,7 +167,7 @@ class Tiles:
     def _opened(self) -> Iterator[tuple[TileList, Tensor]]:
         """Partial blocks in batches with their tokens (n, bq, bkv); False past the lengths."""
         tiles = TileList(*self.partial[:4])
-        batch = max(1, TOKENS_AT_ONCE // (self.block_size[0] * self.block_size[1]))
+        batch = self._analysis.at_once(self.block_size[0] * self.block_size[1])
         _, _, q_len, kv_len = self._analysis.sizes
         for start in range(0, tiles.count, batch):
             part = TileList(*(x[start : start + batch] for x in tiles))
