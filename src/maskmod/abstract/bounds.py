@@ -65,7 +65,7 @@ def as_dtype(b: Bounds | None, dtype: torch.dtype) -> Bounds | None:
 def _inside(b: Bounds, dtype: torch.dtype) -> Bounds | None:
     if dtype == torch.int64:
         return b if b.bits <= _MOST else None
-    if b.bits < BITS[dtype] and dtype.is_signed:
+    if b.bits < BITS[dtype] and dtype != torch.uint8:  # a byte has no negative values to hold
         return b
     info = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     fits = (b.lo >= info[0]) & (b.hi <= info[1])

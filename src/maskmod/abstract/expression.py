@@ -383,9 +383,9 @@ def _aligned(tape: Tape, name: str, args: list) -> list:
     """Give all nodes one rank, as broadcasting would.
 
     vmap, which defines what a predicate means, promotes values of different rank and dtype unlike torch does on the
-    values themselves, and `where` and `clamp` even those of one rank; such mixtures are refused. So are order
-    comparisons with a captured scalar of a wider dtype, and half-precision values combined with a Python number: vmap narrows
-    those scalars first (torch 2.13).
+    values themselves, and `where` and `clamp` even those of one rank; such mixtures are refused. So are scalars that
+    vmap narrows first (torch 2.13): a captured one in an order comparison with a narrower dtype, a Python number in
+    half-precision arithmetic.
     """
     nodes = [a for a in args if isinstance(a, Node)]
     halves = any(a.dtype in (torch.half, torch.bfloat16) for a in nodes)
