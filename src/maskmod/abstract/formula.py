@@ -100,7 +100,8 @@ def normal(node: Any, sign: bool = True) -> Formula:
         condition, a, b = args
         return Or((And((normal(condition), normal(a, sign))), And((normal(condition, False), normal(b, sign)))))
     if op in _NEGATED:
-        return _compare(op, *args, sign)
+        left, right = args
+        return _compare(op, left, right, sign)
     if op in ("any", "all"):
         return (Some if (op == "any") == sign else Every)(normal(args[0], sign), *node.options)
     if (looked_up := _table(node)) is not None:
