@@ -5,7 +5,7 @@ This module knows nothing about masks or tensors; callers describe them in words
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 __all__ = [
     "BackendError",
@@ -30,10 +30,21 @@ class MaskError(Exception):
 
     template: ClassVar[str] = "{written}: {seen}. {todo}"
 
-    def __init__(self, written: object, seen: str, todo: str):
-        written = str(written)
-        super().__init__(written, seen, todo)
-        self.written, self.seen, self.todo = written, seen, todo
+    if TYPE_CHECKING:  # at run time Exception's own: Dynamo traces no other, and then the message would be lost
+
+        def __init__(self, written: object, seen: str, todo: str): ...
+
+    @property
+    def written(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def seen(self) -> str:
+        return self.args[1]
+
+    @property
+    def todo(self) -> str:
+        return self.args[2]
 
     def __str__(self) -> str:
         return self.template.format(written=self.written, seen=self.seen, todo=self.todo)

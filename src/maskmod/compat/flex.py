@@ -49,7 +49,7 @@ def create_block_mask(
     Q_LEN: int,
     KV_LEN: int,
     device: Any = None,
-    BLOCK_SIZE: int | tuple[int, int] = 128,
+    BLOCK_SIZE: int | tuple[int, int] | list[int] = 128,
     _compile: bool = False,
     separate_full_blocks: bool = True,
     compute_dq_write_order: bool = False,
@@ -75,8 +75,9 @@ def create_block_mask(
             compute_dq_write_order=compute_dq_write_order,
             dq_kv_order=dq_kv_order,
         )
+    block_size = BLOCK_SIZE if isinstance(BLOCK_SIZE, int) else (BLOCK_SIZE[0], BLOCK_SIZE[1])
     device = _device(device)
-    return block_mask(mask_mod, B, H, Q_LEN, KV_LEN, device=device, block_size=BLOCK_SIZE, exact=True, compact=False)
+    return block_mask(mask_mod, B, H, Q_LEN, KV_LEN, device=device, block_size=block_size, exact=True, compact=False)
 
 
 def _device(device: Any) -> torch.device:
