@@ -69,7 +69,7 @@ def create_block_mask(
             Q_LEN,
             KV_LEN,
             device,
-            BLOCK_SIZE,
+            BLOCK_SIZE,  # pyright: ignore[reportArgumentType]  # torch takes a list, and does not say so
             _compile=_compile,
             separate_full_blocks=separate_full_blocks,
             compute_dq_write_order=compute_dq_write_order,
