@@ -24,7 +24,8 @@ def test_examples(name: str):
         if example.examples:
             runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
             printed: list[str] = []
-            runner.run(example, out=printed.append)
+            runner.run(example, out=printed.append, clear_globs=False)
+            torch._dynamo.reset()  # while the globals live: Dynamo's clean-up of what an example compiled needs them
             assert not runner.failures, "".join(printed)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -44,6 +45,7 @@ def run(path: str, text: str) -> None:
             exec(code, namespace)
         if block.printed is not None:
             assert tidy(output.getvalue()) == tidy(block.printed), f"{path}:{block.line}"
+    torch._dynamo.reset()  # while the namespace lives: Dynamo's clean-up of what a block compiled needs it
 
 
 def tidy(text: str) -> list[str]:

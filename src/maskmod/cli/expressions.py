@@ -25,6 +25,7 @@ _VOCABULARY: dict[str, Callable] = {
 }
 _INT_BITS = 62  # of an index, with room for a sum
 
+_DEEPEST = 100  # levels of an expression that a person still reads
 _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
@@ -53,10 +54,20 @@ def mask_from_text(text: str) -> Mask:
         raise _unreadable(text, f"no expression: {error.msg}") from error
     except (RecursionError, MemoryError) as error:  # what a deep expression comes to differs between Pythons
         raise _unreadable(text[:40] + "...", "nested too deeply") from error
+    if _depth(tree) > _DEEPEST:
+        raise _unreadable(text[:40] + "...", "nested too deeply")
     mask = _value(tree.body, text)
     if not isinstance(mask, Mask):
         raise MaskTypeError(repr(text), f"a {type(mask).__name__}, not a mask", _TODO)
     return mask
+
+
+def _depth(tree: ast.AST) -> int:
+    """Levels of a syntax tree, counted without recursion: how deep Python may recurse depends on who called."""
+    depth, level = 0, [tree]
+    while level:
+        depth, level = depth + 1, [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
 
 
 def _value(node: ast.expr, text: str) -> Any:
