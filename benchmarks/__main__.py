@@ -27,7 +27,7 @@ from benchmarks.pairs import alternate
 from benchmarks.serving import recompile_rows, step_rows
 from maskmod import block_mask, classify_tiles, dense_mask
 
-EAGER_UP_TO, COMPILED_UP_TO = 1 << 13, 1 << 14  # peers evaluate n * n tokens: 1 GiB of them at 32k
+PEERS_UP_TO = 1 << 14  # they evaluate n * n tokens: 1 GiB of booleans at 32k
 SECONDS = 10.0
 Row = dict[str, Any]
 
@@ -40,12 +40,13 @@ def block_rows(lengths: list[int]) -> list[Row]:
         for name, make in MASKS.items():
             mask = make(n)
             functions: dict[str, Callable[[], object]] = {"maskmod": lambda m=mask, n=n: block_mask(m, 1, 1, n, n)}
-            if n <= EAGER_UP_TO:
+            if n <= PEERS_UP_TO:
                 functions["eager"] = lambda m=mask, n=n: create_block_mask(m, 1, 1, n, n, device="cpu")
-            if n <= COMPILED_UP_TO:
                 torch._dynamo.reset()  # every mask its own graph, as in a program that uses one
                 functions["compiled"] = lambda m=mask, n=n: compiled(m, 1, 1, n, n, device="cpu")
-            rows.append(_row("block_mask", name, n, alternate(functions, 7, SECONDS)))
+            failures: dict[str, str] = {}
+            rows.append(_row("block_mask", name, n, alternate(functions, 7, SECONDS, failures)))
+            rows[-1]["failed"] = failures
             _show(rows[-1])
     return rows
 
@@ -68,7 +69,7 @@ def dense_rows(lengths: list[int]) -> list[Row]:
                 "transformers": lambda p=peer, n=n: hf.sdpa_mask(1, n, n, mask_function=p, allow_is_causal_skip=False),
                 "allocate and fill": lambda n=n: torch.empty(1, 1, n, n, dtype=torch.bool).fill_(True),
             }
-            if n <= EAGER_UP_TO // 2:
+            if n <= PEERS_UP_TO // 4:
                 functions["create_mask"] = lambda m=mask, n=n: create_mask(m, 1, 1, n, n, device="cpu")
             rows.append(_row("dense_mask", name, n, alternate(functions, 7, SECONDS)))
             _show(rows[-1])
@@ -130,7 +131,8 @@ def _show(row: Row) -> None:
     )
     ratios = "  ".join(f"{peer} x{ratio}" for peer, ratio in row["ratio"].items())
     peak = f"  +{row['peak MiB']} MiB" if "peak MiB" in row else ""
-    print(f"{row['kind']:10} {row['n']:>8} {row['mask']:16} {ms}{peak}   {ratios}", flush=True)
+    failed = "".join(f"  {name} fails ({reason})" for name, reason in row.get("failed", {}).items())
+    print(f"{row['kind']:10} {row['n']:>8} {row['mask']:16} {ms}{peak}   {ratios}{failed}", flush=True)
 
 
 def plot(rows: list[Row], path: Path) -> None:

@@ -19,14 +19,28 @@ class Timing(NamedTuple):
     most: float
 
 
-def alternate(functions: dict[str, Callable[[], object]], repeats: int, seconds: float) -> dict[str, Timing]:
-    """Time each function `repeats` times in turn, or until `seconds` are over (but at least twice)."""
+def alternate(
+    functions: dict[str, Callable[[], object]], repeats: int, seconds: float, failures: dict[str, str] | None = None
+) -> dict[str, Timing]:
+    """Time each function `repeats` times in turn, or until `seconds` are over (but at least twice).
+
+    A function that fails at its first call is left out, with its reason in ``failures`` if that is given.
+    """
     samples: dict[str, list[float]] = {name: [] for name in functions}
     begin = time.perf_counter()
     for done in range(repeats + 1):
         for name, function in functions.items():
+            if name not in samples:
+                continue
             start = time.perf_counter()
-            function()
+            try:
+                function()
+            except Exception as error:  # a peer that cannot do it is a result
+                if done or failures is None:
+                    raise
+                failures[name] = type(error).__name__
+                del samples[name]
+                continue
             samples[name].append((time.perf_counter() - start) * 1e3)
         if done >= 2 and time.perf_counter() - begin > seconds:
             break
