@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 IMPLEMENTATIONS = ["sdpa", "eager", "flash_attention_2", "flex_attention"]
 B, Q, PAST = 2, 6, 3
+SLOTS = PAST + 32  # of a static cache: 32 steps of decoding
 
 
 def config(implementation: str) -> Any:
@@ -30,7 +31,7 @@ def cache(made: Any, kind: str | None) -> Any:
         return None
     dynamic = kind == "dynamic"
     filled = (
-        transformers.DynamicCache(config=made) if dynamic else transformers.StaticCache(config=made, max_cache_len=32)
+        transformers.DynamicCache(config=made) if dynamic else transformers.StaticCache(config=made, max_cache_len=SLOTS)
     )
     states = torch.zeros(B, 4, PAST, 8)
     for layer in range(2):
@@ -114,7 +115,7 @@ def test_decode_is_one_graph(implementation: str) -> None:
     made.layer_types = ["full_attention"] * 2  # transformers' sliding static layers count in a Python int: more graphs
     filled = cache(made, "static")
     embeds, states = torch.zeros(B, 1, 32), torch.zeros(B, 4, 1, 8)
-    attention_mask = torch.ones(B, 32, dtype=torch.long)
+    attention_mask = torch.ones(B, SLOTS, dtype=torch.long)
     attention_mask[0, :2] = 0
     graphs = 0
 
@@ -127,7 +128,7 @@ def test_decode_is_one_graph(implementation: str) -> None:
         return dense(compat.create_causal_mask(made, embeds, attention_mask, filled))
 
     step = torch.compile(visible, fullgraph=True, backend=backend)
-    for _ in range(PAST, 32):
+    for _ in range(PAST, SLOTS):
         assert torch.equal(step(attention_mask), visible(attention_mask))
         for layer in range(2):
             filled.update(states, states, layer)
