@@ -29,10 +29,10 @@ def config(implementation: str) -> Any:
 def cache(made: Any, kind: str | None) -> Any:
     if kind is None:
         return None
-    dynamic = kind == "dynamic"
-    filled = (
-        transformers.DynamicCache(config=made) if dynamic else transformers.StaticCache(config=made, max_cache_len=SLOTS)
-    )
+    if kind == "dynamic":
+        filled = transformers.DynamicCache(config=made)
+    else:
+        filled = transformers.StaticCache(config=made, max_cache_len=SLOTS)
     states = torch.zeros(B, 4, PAST, 8)
     for layer in range(2):
         filled.update(states, states, layer)
