@@ -3,7 +3,7 @@
 A cell compiles one function with ``fullgraph=True`` and runs it over 64 steps, with new tensors of the same shapes at
 every step; it holds if that took one graph and the results are those of the oracle. Three ways to hand over the mask
 (a `DecodePlan`; the mask rebuilt inside the graph; a new mask object as an argument) and two query lengths take turns,
-so that every mask, layout and backend meets all of them. Prefill cells have no cache and a dynamic length.
+dealt out over the cells. Prefill cells have no cache and a dynamic length.
 
 ``python -m compile_tests.matrix`` runs every cell and writes docs/compile_matrix.md; the tests run a pairwise cover.
 """
@@ -124,12 +124,13 @@ class Cell(NamedTuple):
 
 
 def cells() -> list[Cell]:
-    """Every mask, layout, backend and form; ways and lengths take turns."""
-    names = itertools.product(MASKS, LAYOUTS, KERNELS, FORMS)
-    # Of these turns any four in a row hold every way and every length.
-    turns = zip(itertools.cycle(WAYS), itertools.cycle(Q_LENS), strict=False)
+    """Every mask, layout, backend and form; ways and lengths are dealt out, each pair of them equally often."""
+    names = list(itertools.product(MASKS, LAYOUTS, KERNELS, FORMS))
+    rng, turns = random.Random(0), list(itertools.product(WAYS, Q_LENS))
+    turns *= -(-len(names) // len(turns))
+    rng.shuffle(turns)  # taken in order they would follow the backend and the form
     all_cells = [Cell(*name, *turn) for name, turn in zip(names, turns, strict=False)]
-    random.Random(0).shuffle(all_cells)
+    rng.shuffle(all_cells)
     return all_cells
 
 
@@ -247,9 +248,9 @@ def _about() -> Iterator[str]:
     yield f"A decode cell is one function under `torch.compile(fullgraph=True)` over {STEPS} steps, with new tensor"
     yield "contents at each, and results compared with the oracle; it holds with exactly one graph. An entry counts the"
     yield f"cells that hold, over the forms of position {', '.join(FORMS)}. The ways to hand over the mask"
-    yield f"({', '.join(WAYS)}) and the query lengths {' and '.join(map(str, Q_LENS))} take turns. A prefill cell is"
-    yield "one dynamic graph for three lengths. Graphs are traced, and run by torch's own kernels; compiled kernels are"
-    yield "tested beside them."
+    yield f"({', '.join(WAYS)}) and the query lengths {' and '.join(map(str, Q_LENS))} are dealt out over the cells. A"
+    yield "prefill cell is one dynamic graph for three lengths. Graphs are traced, and run by torch's own kernels;"
+    yield "compiled kernels are tested beside them."
 
 
 def page(workers: int) -> str:

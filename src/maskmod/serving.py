@@ -193,9 +193,16 @@ def _fill_(buffer: Tensor, value: Tensor) -> None:
     if tracing(buffer):
         # In a graph the new contents stand for the buffer, and flex on CPU refuses predicates that read a value
         # computed pointwise; a strided view of it is taken as stored.
-        value = value.to(buffer.dtype).expand(buffer.shape).contiguous()
+        value = _vectorised(value.to(buffer.dtype)).expand(buffer.shape).contiguous()
         value = value.as_strided(value.shape, value.stride())
     buffer.copy_(value)
+
+
+def _vectorised(value: Tensor) -> Tensor:
+    """The same value; in a graph booleans are made from bytes, since inductor on CPU stores booleans one by one."""
+    if value.dtype != torch.bool or value.device.type != "cpu" or not tracing(value):
+        return value
+    return torch.where(value, 1.0, 0.0).to(torch.uint8).view(torch.bool)
 
 
 def _has_causal(mask: Mask) -> bool:
@@ -237,7 +244,7 @@ class _Dense:
         return self.replay.read()
 
     def write_(self) -> None:
-        self.visible.copy_(self.read())
+        self.visible.copy_(_vectorised(self.read()))
 
 
 class _Bias(_Dense):

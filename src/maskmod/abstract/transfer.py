@@ -24,6 +24,7 @@ from maskmod.abstract.bounds import BITS, RULES, WIDE, Bounds, _finite, _inside,
 from maskmod.abstract.expression import BOTH, KV, NEITHER, Node, Q
 from maskmod.abstract.formula import And, Compare, Every, Fact, Formula, Or, Sides, Some, Table, normal, sides
 from maskmod.abstract.grid import Grid, Guard, Selection
+from maskmod.algebra import known_true
 
 __all__ = ["may"]
 
@@ -197,9 +198,9 @@ class _Question:
             if not node.is_position and node.dtype == torch.int64:
                 wide = both(wide, _trusted(self.blocks.lo(node, guard, ratio), self.blocks.hi(node, guard, ratio)))
         if axis == KV:
-            if apart.constant and not _is_small(apart.constant):
+            if not _is_small(apart.constant):
                 wide = torch.zeros_like(lo, dtype=torch.bool)
-            elif apart.constant:
+            elif not known_true(apart.constant == 0):  # a symbolic one is added: asking whether it is 0 is a guard
                 lo, hi = lo + apart.constant, hi + apart.constant
             for sign, node in apart.free:
                 value = node.value.long()
