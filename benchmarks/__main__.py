@@ -52,7 +52,7 @@ def block_rows(lengths: list[int]) -> list[Row]:
 
 
 def dense_rows(lengths: list[int]) -> list[Row]:
-    """`dense_mask` against transformers, torch's `create_mask`, and allocating and filling."""
+    """`dense_mask` against transformers, torch's `create_mask`, and allocating and filling; compiled too."""
     from transformers import masking_utils as hf
 
     rows = []
@@ -72,6 +72,10 @@ def dense_rows(lengths: list[int]) -> list[Row]:
             if n <= PEERS_UP_TO // 4:
                 functions["create_mask"] = lambda m=mask, n=n: create_mask(m, 1, 1, n, n, device="cpu")
             rows.append(_row("dense_mask", name, n, alternate(functions, 7, SECONDS)))
+            _show(rows[-1])
+            torch._dynamo.reset()
+            compiled = {who: torch.compile(functions[who], fullgraph=True) for who in ("maskmod", "transformers")}
+            rows.append(_row("compiled", name, n, alternate(compiled, 7, SECONDS)))
             _show(rows[-1])
     return rows
 

@@ -1,13 +1,16 @@
 """A decode step: the plan's mask against transformers', tables rewritten in place against rebuilt, and recompiles.
 
-B = 8 rows, 8192 keys, left padding; one query. The mask of the step is what is measured, not the attention.
+B = 8 rows, 8192 keys, left padding; one query. The mask of the step is what is measured, and, compiled into one graph
+with the attention that reads it, how much of the step it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
@@ -18,7 +21,7 @@ from maskmod.testing import count_graphs
 
 __all__ = ["recompile_rows", "step_rows"]
 
-B, KV_LEN, STEPS = 8, 8192, 256
+B, H, D, KV_LEN, STEPS = 8, 8, 64, 8192, 256
 REPEATS, SECONDS = 200, 20.0
 
 
@@ -47,8 +50,26 @@ def step_rows() -> list[dict[str, Any]]:
             "create_block_mask": lambda: create_block_mask(step, B, 1, 1, KV_LEN, device="cpu"),  # pyright: ignore
         },
         "flex compiled": {"plan in place": lambda: flex_compiled(positions), "create_block_mask": rebuild_compiled},
+        "with attention": _attention_steps(plan, theirs, positions),
     }
     return [{"kind": "decode step", "mask": name, "n": KV_LEN, "ms": _timed(pair)} for name, pair in pairs.items()]
+
+
+def _attention_steps(plan: DecodePlan, theirs: Any, positions: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """One layer's attention in one compiled graph: with the step's mask made in it, and with a mask that is there."""
+    q, k, v = torch.randn(B, H, 1, D), torch.randn(B, H, KV_LEN, D), torch.randn(B, H, KV_LEN, D)
+    ready = theirs(positions).clone()
+
+    def attend(mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    steps = {
+        "plan": lambda position: attend(plan.step_(position).kwargs()["attn_mask"]),
+        "transformers": lambda position: attend(theirs(position)),
+        "no mask made": lambda position: attend(ready),
+    }
+    compiled = {name: torch.compile(step, fullgraph=True) for name, step in steps.items()}
+    return {name: lambda step=step: step(positions) for name, step in compiled.items()}
 
 
 def recompile_rows() -> list[dict[str, Any]]:

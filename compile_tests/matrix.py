@@ -124,12 +124,16 @@ class Cell(NamedTuple):
 
 
 def cells() -> list[Cell]:
-    """Every mask, layout, backend and form; ways and lengths are dealt out, each pair of them equally often."""
-    names = list(itertools.product(MASKS, LAYOUTS, KERNELS, FORMS))
-    rng, turns = random.Random(0), list(itertools.product(WAYS, Q_LENS))
-    turns *= -(-len(names) // len(turns))
-    rng.shuffle(turns)  # taken in order they would follow the backend and the form
-    all_cells = [Cell(*name, *turn) for name, turn in zip(names, turns, strict=False)]
+    """Every mask, layout, backend and form. The forms of each meet every way and length, by lot: taken in turns they
+    would follow the form and the backend.
+    """
+    rng, all_cells = random.Random(0), []
+    for names in itertools.product(MASKS, LAYOUTS, KERNELS):
+        ways = [*rng.sample(WAYS, len(WAYS)), rng.choice(WAYS)]
+        q_lens = [*Q_LENS, *Q_LENS]
+        rng.shuffle(ways)
+        rng.shuffle(q_lens)
+        all_cells += [Cell(*names, *rest) for rest in zip(FORMS, ways, q_lens, strict=True)]
     rng.shuffle(all_cells)
     return all_cells
 

@@ -37,6 +37,10 @@ def test_the_cover_covers():
         assert {(cell[i], cell[j]) for cell in COVER} == set(itertools.product(a, b))
 
 
+def test_an_int_position_that_equals_a_width():
+    run(Cell("sliding_window", "static", "flex", "int", "argument", 1), steps=8)  # the window is 5, so is one position
+
+
 def test_the_whole_matrix_takes_turns():
     whole = cells()
     assert len(whole) == len({cell[:4] for cell in whole}) == len(MASKS) * len(LAYOUTS) * len(KERNELS) * len(FORMS)
@@ -44,6 +48,9 @@ def test_the_whole_matrix_takes_turns():
         here = [cell for cell in whole if cell[:3] == (mask, layout, backend)]
         assert {cell.q_len for cell in here} == set(Q_LENS)
         assert {cell.way for cell in here} == set(WAYS)
+    for backend, form in itertools.product(KERNELS, FORMS):
+        here = {cell[4:] for cell in whole if (cell.backend, cell.form) == (backend, form)}
+        assert here == set(itertools.product(WAYS, Q_LENS))
 
 
 def test_a_cell_that_recompiles_does_not_hold(monkeypatch):

@@ -21,7 +21,7 @@ from maskmod.bands import Band
 from maskmod.blocks import classify_blocks
 from maskmod.blocks.tables import from_classes
 from maskmod.caches import CacheLayout, PagedCache, RingCache, SlidingCache, StaticCache, positions_of
-from maskmod.dense import reads_b_and_h, vmap_mask
+from maskmod.dense import reads_b_and_h, storable, vmap_mask
 from maskmod.errors import BackendError, MaskShapeError, UnsupportedMask
 from maskmod.indexing import Remap, remap, shift
 from maskmod.masks import Causal, SlidingWindow, causal, key_padding
@@ -186,23 +186,16 @@ class _Where:
         if self.kv_positions is not None and self.valid is not None:
             kv_positions, valid = self.layout.slots(position, self.q_len, device=self.device)
             _fill_(self.kv_positions, kv_positions)
-            _fill_(self.valid, valid)
+            _fill_(self.valid, storable(valid))
 
 
 def _fill_(buffer: Tensor, value: Tensor) -> None:
     if tracing(buffer):
         # In a graph the new contents stand for the buffer, and flex on CPU refuses predicates that read a value
         # computed pointwise; a strided view of it is taken as stored.
-        value = _vectorised(value.to(buffer.dtype)).expand(buffer.shape).contiguous()
+        value = value.to(buffer.dtype).expand(buffer.shape).contiguous()
         value = value.as_strided(value.shape, value.stride())
     buffer.copy_(value)
-
-
-def _vectorised(value: Tensor) -> Tensor:
-    """The same value; in a graph booleans are made from bytes, since inductor on CPU stores booleans one by one."""
-    if value.dtype != torch.bool or value.device.type != "cpu" or not tracing(value):
-        return value
-    return torch.where(value, 1.0, 0.0).to(torch.uint8).view(torch.bool)
 
 
 def _has_causal(mask: Mask) -> bool:
@@ -244,7 +237,7 @@ class _Dense:
         return self.replay.read()
 
     def write_(self) -> None:
-        self.visible.copy_(_vectorised(self.read()))
+        self.visible.copy_(self.read())
 
 
 class _Bias(_Dense):

@@ -444,7 +444,7 @@ def _record_getitem(tape: Tape, table: Tensor, index: Any) -> Node:
     earlier: list = []
     if isinstance(table, Scalar):
         node = table.node
-        if node.op != "gather" or len(node.args) - 1 + len(node.shape) < node.args[0].dim():
+        if node.op != "gather":
             raise Unknown("indexing a computed value with a scalar")
         free = [i for i in node.args[1:] if isinstance(i, slice)]
         if any(i != slice(None) for i in free) or any(isinstance(i, slice) for i in node.args[1 : 1 + _picked(node)]):

@@ -71,7 +71,7 @@ def _job(
 ) -> _Job:
     mask = as_mask(mask)
     sizes = sizes_of(mask, B, H, q_len, kv_len)
-    traced = torch.compiler.is_compiling() or tracing(*mask.tensors())
+    traced = tracing(*mask.tensors())
     return _Job(
         mask, sizes, _block_size(block_size), device_of(mask, device), traced, not traced if exact is None else exact
     )

@@ -55,7 +55,7 @@ class Analysis:
 
     def __init__(self, mask: Mask, sizes: Sizes, block_size: tuple[int, int], device: torch.device):
         self.mask, self.sizes, self.block_size, self.device = mask, sizes, block_size, device
-        self.traced = torch.compiler.is_compiling() or tracing(*mask.tensors())
+        self.traced = tracing(*mask.tensors())
         self.root: Node | None = None
         self.why = "recorded"
         try:

@@ -24,7 +24,7 @@ from maskmod.compat.transformers.predicates import (
     stored,
 )
 from maskmod.compat.transformers.settings import is_strict
-from maskmod.dense import reads_b_and_h
+from maskmod.dense import reads_b_and_h, storable
 from maskmod.errors import UnsupportedMask
 from maskmod.indexing import Remap, Shift, shift
 from maskmod.masks import Causal, Chunked, Document, Full, KeyPadding, SlidingWindow, Window
@@ -96,7 +96,7 @@ def sdpa_mask(
     if use_vmap or (not tracing() and q_length * kv_length >= _LARGE and _made_of(mask, _VOCABULARY)):
         visible = dense_mask(_placed(mask, q_offset, kv_offset), *sizes, device=device)
     else:
-        visible = _broadcast(mask, sizes, q_offset, kv_offset, device)
+        visible = storable(_broadcast(mask, sizes, q_offset, kv_offset, device))
     if padding is not None:  # it reads the key alone, so a slice of it is its dense form
         visible = visible & padding[:, None, None, kv_offset : kv_offset + kv_length]
     return visible.expand(sizes)
