@@ -81,7 +81,7 @@ def dense_rows(lengths: list[int]) -> list[Row]:
 
 
 def long_rows(lengths: list[int]) -> list[Row]:
-    """Long sequences, where no peer fits: time, and peak memory in a process of its own."""
+    """Long sequences, where no peer fits: time; alone in a process, time, peak memory, growth from half the length."""
     rows = []
     for n in lengths:
         for name, make in MASKS.items():
@@ -90,7 +90,10 @@ def long_rows(lengths: list[int]) -> list[Row]:
             if name not in ("causal", "prefix", "block diffusion") or n < 1 << 20:  # tables of a GiB: alone, below
                 functions["block_mask"] = lambda m=mask, n=n: block_mask(m, 1, 1, n, n)
             row = _row("long", name, n, alternate(functions, 5, SECONDS))
-            row["peak MiB"] = _peak(name, n)
+            row["alone"] = _alone(name, n)
+            half = next((r for r in rows if (r["mask"], r["n"]) == (name, n // 2)), None)
+            if half is not None:
+                row["growth"] = round(row["alone"]["ms"] / half["alone"]["ms"], 1)
             rows.append(row)
             _show(row)
     return rows
@@ -108,20 +111,24 @@ def serving_rows() -> list[Row]:
     return rows
 
 
-def _peak(name: str, n: int) -> float:
-    """MiB that one call needs beyond what the process holds, at its highest; Linux forgets the peak on request."""
+def _alone(name: str, n: int) -> dict[str, float]:
+    """`block_mask` once in a process of its own, after a short one: milliseconds, and MiB beyond what was held before,
+    at its highest; Linux forgets the peak on request.
+    """
     code = (
-        "import torch\n"
+        "import torch, time\n"
         "from maskmod import block_mask\n"
         "from benchmarks.masks import MASKS\n"
         "status = lambda key: next(int(x.split()[1]) for x in open('/proc/self/status') if x.startswith(key))\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"
         f"block_mask(MASKS[{name!r}](8192), 1, 1, 8192, 8192); mask = MASKS[{name!r}]({n})\n"
-        "open('/proc/self/clear_refs', 'w').write('5'); before = status('VmRSS')\n"
+        "open('/proc/self/clear_refs', 'w').write('5'); before = status('VmRSS'); begin = time.perf_counter()\n"
         f"held = block_mask(mask, 1, 1, {n}, {n})\n"
-        "print((status('VmHWM') - before) / 1024)"
+        "print(1000 * (time.perf_counter() - begin), (status('VmHWM') - before) / 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return round(float(done.stdout), 1)
+    ms, peak = map(float, done.stdout.split())
+    return {"ms": round(ms, 1), "peak MiB": round(peak, 1)}
 
 
 def _row(kind: str, name: str, n: int, timings: dict) -> Row:
@@ -136,9 +143,10 @@ def _show(row: Row) -> None:
         for name, t in row["ms"].items()
     )
     ratios = "  ".join(f"{peer} x{ratio}" for peer, ratio in row["ratio"].items())
-    peak = f"  +{row['peak MiB']} MiB" if "peak MiB" in row else ""
+    alone = f"  alone {row['alone']['ms']}, +{row['alone']['peak MiB']} MiB" if "alone" in row else ""
+    alone += f", growth x{row['growth']}" if "growth" in row else ""
     failed = "".join(f"  {name} fails ({reason})" for name, reason in row.get("failed", {}).items())
-    print(f"{row['kind']:10} {row['n']:>8} {row['mask']:16} {ms}{peak}   {ratios}{failed}", flush=True)
+    print(f"{row['kind']:10} {row['n']:>8} {row['mask']:16} {ms}{alone}   {ratios}{failed}", flush=True)
 
 
 def plot(rows: list[Row], path: Path) -> None:
