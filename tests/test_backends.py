@@ -6,7 +6,7 @@ from hypothesis import given
 from torch import Tensor
 
 from cases import BY_NAME, CASES, Case
-from maskmod import attention, causal, document, lower, shift, sinks
+from maskmod import attention, causal, document, lower, shift, sinks, sliding_window
 from maskmod.backends.eager import eager_attention
 from oracle import loop_table
 from reference import plain_attention, tolerance
@@ -228,6 +228,19 @@ def test_flex_compiles_once_for_masks_of_one_structure():
         for i in range(3):
             ids = (torch.arange(20) + i) // 7
             attention(q, k, v, causal() & document(ids), backend="flex", enable_gqa=True)
+    assert report.graphs == 1, report
+
+
+def test_flex_compiles_once_for_a_lambda_in_a_loop():
+    from maskmod.testing import watch_graphs
+
+    q, k, v = (part.float() for part in inputs(20, 20))
+    with watch_graphs() as report:
+        for width in (torch.tensor(3), torch.tensor(7), torch.tensor(2)):
+            mask = causal() & (lambda b, h, q_idx, kv_idx, width=width: q_idx - kv_idx < width)
+            out = attention(q, k, v, mask, backend="flex", enable_gqa=True)
+            same = attention(q, k, v, causal() & sliding_window(width), backend="sdpa", enable_gqa=True)
+            torch.testing.assert_close(out, same)
     assert report.graphs == 1, report
 
 

@@ -56,7 +56,7 @@ def attend(
     enable_gqa: bool,
     empty_rows: str,
 ) -> Tensor:
-    run = flex_attention if tracing(q) else _compiled(structure(mask), q.device.type)
+    run = flex_attention if tracing(q) else _compiled(_by_code(structure(mask)), q.device.type)
     out = run(q, k, v, block_mask=args.block_mask, scale=scale, enable_gqa=enable_gqa)
     if empty_rows == "zero":  # flex's own answer
         return out
@@ -76,6 +76,11 @@ def refuse(mask: Mask, request: Request) -> str | None:
     return None
 
 
+def _by_code(part: Any) -> Any:
+    """A structure with code in place of functions: a lambda written in a loop is a new function each time around."""
+    return tuple(map(_by_code, part)) if isinstance(part, tuple) else getattr(part, "__code__", part)
+
+
 @functools.lru_cache(maxsize=_WRAPPERS)
 def _compiled(structure: tuple, device_type: str):
     """A compiled flex_attention for one structure of mask: uncompiled, flex materialises the scores, and says so.
@@ -87,7 +92,7 @@ def _compiled(structure: tuple, device_type: str):
         flex_attention,
         fullgraph=True,
         dynamic=False if device_type == "cpu" else None,
-        **({"isolate_recompiles": True, "recompile_limit": 64} if _ISOLATES else {}),
+        **({"isolate_recompiles": True, "recompile_limit": 256} if _ISOLATES else {}),
     )
 
 
