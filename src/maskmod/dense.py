@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Index, Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, spell, tracing
+from maskmod.algebra import Index, Mask, MaskMod, as_mask, device_of, known_true, sizes_of, spell, tracing
 from maskmod.errors import MaskShapeError, MaskTypeError, TruthValueError
 
-__all__ = ["reads_b_and_h", "scalar_bool", "shared_sizes", "storable", "vmap_at", "vmap_mask"]
+__all__ = ["reads_b_and_h", "scalar_bool", "storable", "vmap_at", "vmap_mask"]
 
 
 def vmap_mask(
@@ -60,16 +60,6 @@ def reads_b_and_h(mask: MaskMod, *, device: torch.device | str | None = None) ->
     )  # row 0 and head 0, twice: always in range
     probe = _lift(mask, [index, index, index[:1], index[:1]])
     return probe.stride(0) != 0, probe.stride(1) != 0
-
-
-def shared_sizes(mask: Mask, sizes: Sizes, *, device: torch.device | str | None = None) -> Sizes:
-    """The sizes with B, or H, replaced by 1 where one mask serves every row, or every head.
-
-    A table of B rows keeps B even where it makes no difference (`shift(full(), q_offset=rows)`): it fits no other size.
-    """
-    reads_b, reads_h = reads_b_and_h(mask, device=device)
-    has_rows = any(tensor.dim() and known_true(tensor.shape[0] == sizes.B) for tensor in mask.tensors())
-    return sizes._replace(B=sizes.B if reads_b or has_rows else 1, H=sizes.H if reads_h else 1)
 
 
 def vmap_at(mask: Mask, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskmod.algebra import MaskMod, as_mask, device_of, sizes_of, tracing
+from maskmod.abstract import Unknown, lanes_read, record
+from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, tracing
 from maskmod.blocks import paint
-from maskmod.dense import vmap_mask
+from maskmod.dense import reads_b_and_h, vmap_mask
 from maskmod.errors import MaskTypeError, MaskValueError
 
-__all__ = ["additive_bias", "dense_mask"]
+__all__ = ["additive_bias", "dense_mask", "shared_sizes"]
 
 
 def dense_mask(
@@ -88,3 +89,23 @@ def bias_from_bool(visible: Tensor, dtype: torch.dtype, hidden: float) -> Tensor
     """0 where visible, ``hidden`` elsewhere."""
     zero = torch.zeros((), dtype=dtype, device=visible.device)
     return torch.where(visible, zero, torch.full((), hidden, dtype=dtype, device=visible.device))
+
+
+def shared_sizes(mask: Mask, sizes: Sizes, *, device: torch.device | str | None = None) -> Sizes:
+    """The sizes with B, or H, replaced by 1 where one mask serves every row, or every head.
+
+    A table of B rows keeps B even where it makes no difference (`shift(full(), q_offset=rows)`): it fits no other size.
+    """
+    reads_b, reads_h = _reads_b_and_h(mask, sizes, device_of(mask, device))
+    has_rows = any(tensor.dim() and known_true(tensor.shape[0] == sizes.B) for tensor in mask.tensors())
+    return sizes._replace(B=sizes.B if reads_b or has_rows else 1, H=sizes.H if reads_h else 1)
+
+
+def _reads_b_and_h(mask: Mask, sizes: Sizes, device: torch.device) -> tuple[bool, bool]:
+    if not tracing(*mask.tensors()):
+        try:  # recording costs a tenth of a lift
+            read = lanes_read(record(mask, *sizes, device, traced=False))
+            return 0 in read, 1 in read
+        except Unknown:
+            pass
+    return reads_b_and_h(mask, device=device)

@@ -13,7 +13,7 @@ one of them is, on the tokens that the others allow. Steps without a rule answer
 
 from __future__ import annotations
 
-from maskmod.abstract.expression import BOTH, KV, NEITHER, Node, Q, Unknown, evaluate, record
+from maskmod.abstract.expression import BOTH, KV, NEITHER, Node, Q, Unknown, evaluate, lanes_read, record
 from maskmod.abstract.formula import normal
 from maskmod.abstract.grid import Blocks, Grid, Selection
 from maskmod.abstract.transfer import may
@@ -29,6 +29,7 @@ __all__ = [
     "Selection",
     "Unknown",
     "evaluate",
+    "lanes_read",
     "may",
     "normal",
     "record",

@@ -33,7 +33,20 @@ from maskmod.abstract.names import (
 )
 from maskmod.dense import scalar_bool
 
-__all__ = ["BOTH", "KV", "NEITHER", "Node", "Q", "Scalar", "Tape", "Unknown", "cast", "evaluate", "record"]
+__all__ = [
+    "BOTH",
+    "KV",
+    "NEITHER",
+    "Node",
+    "Q",
+    "Scalar",
+    "Tape",
+    "Unknown",
+    "cast",
+    "evaluate",
+    "lanes_read",
+    "record",
+]
 
 # Which long axes a node depends on, as bits. Batch and head are lanes: every value carries them.
 NEITHER, Q, KV, BOTH = 0, 1, 2, 3
@@ -529,3 +542,17 @@ def evaluate(node: Node, take: Callable[[Node], Tensor]) -> Tensor:
         return done[n.number]
 
     return values(node)
+
+
+def lanes_read(root: Node) -> set[int]:
+    """Which of the batch (0) and head (1) index the expression depends on."""
+    read, seen, stack = set(), set(), [root]
+    while stack:
+        node = stack.pop()
+        if node.number in seen:
+            continue
+        seen.add(node.number)
+        if node.op == "index":
+            read.add(node.args[0])
+        stack += [a for a in node.args if isinstance(a, Node)]
+    return read

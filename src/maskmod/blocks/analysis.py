@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskmod.abstract import KV, Blocks, Grid, Node, Q, Selection, Unknown, evaluate, may, normal, record
+from maskmod.abstract import KV, Blocks, Grid, Node, Q, Selection, Unknown, evaluate, lanes_read, may, normal, record
 from maskmod.algebra import Mask, Sizes, tracing
 from maskmod.dense import vmap_at
 
@@ -64,7 +64,7 @@ class Analysis:
             self.why = str(reason)
         self.lanes = (sizes.B, sizes.H)
         if self.root is not None:
-            read = _lanes_read(self.root)
+            read = lanes_read(self.root)
             self.lanes = (sizes.B if 0 in read else 1, sizes.H if 1 in read else 1)
             self.root.tape.lengths = (*self.lanes, sizes.q_len, sizes.kv_len)
             self.blocks = Blocks(self.root.tape, block_size)
@@ -163,17 +163,3 @@ class Analysis:
         for other in seen[2:]:
             differs = differs | (other ^ seen[0])
         return differs
-
-
-def _lanes_read(root: Node) -> set[int]:
-    """Which of the batch (0) and head (1) index the expression depends on."""
-    read, seen, stack = set(), set(), [root]
-    while stack:
-        node = stack.pop()
-        if node.number in seen:
-            continue
-        seen.add(node.number)
-        if node.op == "index":
-            read.add(node.args[0])
-        stack += [a for a in node.args if isinstance(a, Node)]
-    return read
