@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -250,3 +251,66 @@ def test_layouts_that_make_no_sense_raise():
         PagedCache([[0]], 4)  # pyright: ignore[reportArgumentType]
     with pytest.raises(MaskShapeError, match="positions of 3 rows, a block table of 2"):
         PagedCache(torch.zeros(2, 2, dtype=torch.long), 4).slots(torch.zeros(3, 1, dtype=torch.long), 1)
+    sizes: list[Any] = [torch.tensor(4), True, 4.0]
+    for size in sizes:
+        for layout in (StaticCache, SlidingCache, RingCache, ChunkedCache):
+            with pytest.raises(MaskTypeError, match=f"{layout.__name__}.* is not a number of"):
+                layout(size)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_step_has_queries(name):
+    layout = LAYOUTS[name][0]()
+    for method in (layout.slots, layout.write_slots):
+        for none in (0, -1):
+            with pytest.raises(MaskValueError, match=f"q_len: {none} queries"):
+                method(torch.tensor(3), none)
+        for no_number in (True, 1.0, None, torch.tensor(1)):
+            with pytest.raises(MaskTypeError, match=r"q_len: a \w+ is not a number of queries"):
+                method(3, no_number)
+
+
+def test_an_int_past_the_end_raises():
+    for layout in (StaticCache(8), PagedCache(torch.tensor([[0, 1]]), 4)):
+        with pytest.raises(MaskValueError, match="10 slots needed from position 7, 8 there, 2 too few"):
+            layout.slots(7, 3)
+
+
+def test_rows_that_do_not_match_raise():
+    position = torch.zeros(3, 1, dtype=torch.long)
+    paged = PagedCache(torch.zeros(2, 2, dtype=torch.long), 4)
+    with pytest.raises(MaskShapeError, match="positions of 3 rows, a block table of 2"):
+        paged.write_slots(position, 1)
+    with pytest.raises(MaskShapeError, match="positions of 3 rows, starts of 2"):
+        ChunkedCache(4, start=torch.tensor([0, 1])).slots(position, 1)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_narrow_positions_say_the_same(name, dtype):
+    layout = LAYOUTS[name][0]()
+    for rows in ([[2], [9]], [[2, 3], [9, 10]]):
+        narrow, wide = torch.tensor(rows, dtype=dtype), torch.tensor(rows)
+        for got, want in zip(layout.slots(narrow, 2), layout.slots(wide, 2), strict=True):
+            assert got.dtype == want.dtype
+            assert torch.equal(got, want)
+        got = layout.write_slots(narrow, 2)
+        assert got.dtype == torch.int64
+        assert torch.equal(got, layout.write_slots(wide, 2))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_no_position_has_no_slot(name):
+    layout = LAYOUTS[name][0]()
+    assert layout.write_slots(torch.tensor([[-1], [-3]]), 1).tolist() == [[-1], [-1]]
+    kv_positions, valid = layout.slots(torch.tensor([[-1], [-3]]), 1)
+    assert not valid.any()
+    assert not kv_positions.any()
+
+
+def test_narrow_page_numbers():
+    table = torch.tensor([[100, -1], [2, -1]])
+    for dtype in (torch.int8, torch.int16, torch.int32):
+        wide, narrow = (PagedCache(t, 2, num_pages=200) for t in (table, table.to(dtype)))
+        assert torch.equal(narrow.slots(3, 1).valid, wide.slots(3, 1).valid)
+        assert torch.equal(narrow.write_slots(1, 2), wide.write_slots(1, 2))

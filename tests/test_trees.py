@@ -127,6 +127,8 @@ def test_errors():
         tree(torch.tensor([0.5]))
     with pytest.raises(MaskValueError, match="-1 edges"):
         tree(torch.tensor([-1, 0]), depth=-1)
+    with pytest.raises(MaskTypeError, match="a Tensor is not a number of edges"):
+        tree(torch.tensor([-1, 0]), depth=torch.tensor(1))  # pyright: ignore[reportArgumentType]
     with pytest.raises(MaskShapeError, match="2 rows, 3 needed"):
         dense_mask(tree(torch.zeros(2, 4, dtype=torch.long)), 3, 1, 4, 4)
     with pytest.raises(MaskShapeError, match="2 rows, 3 needed"):

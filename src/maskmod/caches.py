@@ -15,7 +15,7 @@ from torch import Tensor
 from maskmod.algebra import Mask, MaskMod, as_mask, device_of, known_true, spell
 from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError
 from maskmod.indexing import at_positions, remap
-from maskmod.tables import check_count, check_row_scalar, check_table
+from maskmod.tables import check_row_scalar, check_size, check_table
 
 __all__ = [
     "CacheLayout",
@@ -109,27 +109,23 @@ class StaticCache(_Layout):
     max_len: int
 
     def __post_init__(self):
-        check_count(self, self.max_len, unit="slots")
+        check_size(self, self.max_len, unit="slots")
 
     @property
     def kv_len(self) -> int:
         return self.max_len
 
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        if not isinstance(cache_position, Tensor) and cache_position + q_len > self.max_len:
-            raise _too_small(self, cache_position + q_len, self.max_len, f"from position {cache_position}", "max_len")
-        if q_len > self.max_len:
-            raise _too_small(self, q_len, self.max_len, "at once", "max_len")
         _, last = _first_and_last(cache_position, q_len, device)
+        _check_room(self, cache_position, q_len, self.max_len, "max_len")
         position = torch.arange(self.max_len, device=last.device)
-        valid = position <= last
-        return Slots(position.expand(valid.shape), valid)
+        return _slots(position, position <= last)
 
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
         position = positions_of(cache_position, q_len, device=device)
-        return torch.where(position < self.max_len, position, -1)
+        return torch.where(position < self.max_len, position, -1).clamp(min=-1)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -145,8 +141,8 @@ class _Evicting(_Layout):
     headroom: int = 0
 
     def __post_init__(self):
-        check_count(self, self.window)
-        check_count(self, self.headroom, least=0, unit="slots")
+        check_size(self, self.window)
+        check_size(self, self.headroom, least=0, unit="slots")
 
     @property
     def kv_len(self) -> int:
@@ -163,17 +159,17 @@ class SlidingCache(_Evicting):
     """
 
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        _check_headroom(self, q_len)
         first, last = _first_and_last(cache_position, q_len, device)
+        _check_headroom(self, q_len)
         position = torch.arange(self.kv_len, device=last.device) + self._shift(last)
         return _slots(position, (position <= last) & (position > first - self.window))
 
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
-        _check_headroom(self, q_len)
         position = positions_of(cache_position, q_len, device=device)
-        return position - self._shift(position[..., -1:])
+        _check_headroom(self, q_len)
+        return (position - self._shift(position[..., -1:])).clamp(min=-1)
 
     def _shift(self, last: Tensor) -> Tensor:
         return (last - (self.kv_len - 1)).clamp(min=0)
@@ -187,16 +183,17 @@ class RingCache(_Evicting):
     """
 
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        _check_headroom(self, q_len)
         first, last = _first_and_last(cache_position, q_len, device)
+        _check_headroom(self, q_len)
         position = _newest_in_ring(last, self.kv_len)
         return _slots(position, (position >= 0) & (position > first - self.window))
 
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
+        position = positions_of(cache_position, q_len, device=device)
         _check_headroom(self, q_len)
-        return positions_of(cache_position, q_len, device=device) % self.kv_len
+        return _slot_in_ring(position, self.kv_len)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -219,8 +216,8 @@ class ChunkedCache(_Layout):
     start: int | Tensor = 0
 
     def __post_init__(self):
-        check_count(self, self.chunk)
-        check_count(self, self.headroom, least=0, unit="slots")
+        check_size(self, self.chunk)
+        check_size(self, self.headroom, least=0, unit="slots")
         check_row_scalar(self, self.start)
 
     @property
@@ -228,10 +225,11 @@ class ChunkedCache(_Layout):
         return self.chunk + self.headroom
 
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        _check_headroom(self, q_len)
         first, last = _first_and_last(cache_position, q_len, device)
+        _check_headroom(self, q_len)
         start = self.start
         if isinstance(start, Tensor) and start.dim() == 1 and not known_true(start.shape[0] == 1):
+            _check_rows(self, first, start.shape[0], "starts")
             start = start[:, None]
         begins = first - (first - start) % self.chunk
         position = _newest_in_ring(last, self.kv_len)
@@ -240,8 +238,9 @@ class ChunkedCache(_Layout):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
+        position = positions_of(cache_position, q_len, device=device)
         _check_headroom(self, q_len)
-        return positions_of(cache_position, q_len, device=device) % self.kv_len
+        return _slot_in_ring(position, self.kv_len)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -269,9 +268,9 @@ class PagedCache(_Layout):
         check_table(self, self.block_table, holds="page numbers")
         if self.block_table.dim() != 2:
             raise MaskShapeError(self, "a 1-d block table", "Pass page numbers of shape (B, max_pages).")
-        check_count(self, self.page_size, unit="positions")
+        check_size(self, self.page_size, unit="positions")
         if self.num_pages is not None:
-            check_count(self, self.num_pages, unit="pages")
+            check_size(self, self.num_pages, unit="pages")
 
     @property
     def kv_len(self) -> int:
@@ -287,14 +286,13 @@ class PagedCache(_Layout):
         return self.block_table.numel() if self.num_pages is None else self.num_pages
 
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        if q_len > self.max_len:
-            raise _too_small(self, q_len, self.max_len, "at once", "columns of the block table times page_size")
         _, last = _first_and_last(cache_position, q_len, self._device(device))
-        _check_rows(self, last, self.block_table.shape[0])
+        _check_room(self, cache_position, q_len, self.max_len, "columns of the block table times page_size")
         rows, pages = self.block_table.shape
-        mapped = (self.block_table >= 0) & (self.block_table < self._num_pages)
+        _check_rows(self, last, rows, "a block table")
+        table = self.block_table.to(torch.int64)
         # One more column takes the entries that map nothing, and is cut off.
-        column = torch.where(mapped, self.block_table, self._num_pages).to(torch.int64)
+        column = torch.where((table >= 0) & (table < self._num_pages), table, self._num_pages)
         page = torch.full((rows, self._num_pages + 1), -1, dtype=torch.int64, device=last.device)
         page = page.scatter(1, column, torch.arange(pages, device=last.device).expand(rows, pages))
         page = page[:, : self._num_pages, None]
@@ -307,6 +305,7 @@ class PagedCache(_Layout):
     ) -> Tensor:
         position = positions_of(cache_position, q_len, device=self._device(device))
         rows, pages = self.block_table.shape
+        _check_rows(self, position, rows, "a block table")
         position = position.expand(rows, q_len)
         number = position // self.page_size
         in_range = (number >= 0) & (number < pages)
@@ -324,6 +323,10 @@ class PagedCache(_Layout):
 def _newest_in_ring(last: Tensor, size: int) -> Tensor:
     """The greatest position up to ``last`` that falls into each slot; negative where there is none yet."""
     return last - (last - torch.arange(size, device=last.device)) % size
+
+
+def _slot_in_ring(position: Tensor, size: int) -> Tensor:
+    return torch.where(position < 0, -1, position % size)
 
 
 def _slots(position: Tensor, valid: Tensor) -> Slots:
@@ -349,10 +352,12 @@ def positions_of(cache_position: int | Tensor, q_len: int, *, device: torch.devi
 
 
 def _checked(cache_position: int | Tensor, q_len: int, device: torch.device | str | None) -> Tensor:
+    check_size("q_len", q_len, unit="queries")
     if not isinstance(cache_position, Tensor):
-        check_count("cache_position", cache_position, least=0, unit="positions before the first query")
+        check_size("cache_position", cache_position, least=0, unit="positions before the first query")
         return torch.full((), cache_position, dtype=torch.int64, device=device)
-    if cache_position.dtype == torch.bool or cache_position.is_floating_point():
+    dtype = cache_position.dtype
+    if dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
         raise MaskTypeError("cache_position", f"{spell(cache_position)} holds no positions", "Pass an integer tensor.")
     rank = cache_position.dim()
     if rank > 2 or (
@@ -363,12 +368,13 @@ def _checked(cache_position: int | Tensor, q_len: int, device: torch.device | st
             "this shape says neither where the first query is nor where every query is",
             f"Pass an int, or a tensor of shape (), (1,), ({q_len},), (B, 1) or (B, {q_len}).",
         )
-    return cache_position if device is None else cache_position.to(device)
+    return cache_position.to(device=device, dtype=torch.int64)
 
 
-def _check_rows(written: object, last: Tensor, rows: int) -> None:
-    if last.dim() == 2 and known_true(last.shape[0] != rows) and known_true(last.shape[0] != 1):
-        raise MaskShapeError(written, f"positions of {last.shape[0]} rows, a block table of {rows}", "Pass one a row.")
+def _check_rows(written: object, position: Tensor, rows: int, table: str) -> None:
+    given = position.shape[0] if position.dim() == 2 else 1
+    if known_true(given != rows) and known_true(given != 1):
+        raise MaskShapeError(written, f"positions of {given} rows, {table} of {rows}", "Pass one a row.")
 
 
 def _check_headroom(layout: SlidingCache | RingCache | ChunkedCache, q_len: int) -> None:
@@ -383,9 +389,14 @@ def _check_headroom(layout: SlidingCache | RingCache | ChunkedCache, q_len: int)
         )
 
 
-def _too_small(layout: object, needed: int, held: int, how: str, name: str) -> MaskValueError:
-    return MaskValueError(
-        repr(layout),
-        f"{needed} slots needed {how}, {held} there, {needed - held} too few",
-        f"Make {name} at least {needed}, or write fewer tokens.",
-    )
+def _check_room(layout: object, cache_position: int | Tensor, q_len: int, held: int, name: str) -> None:
+    """Positions in tensors are nobody's business; then at least the tokens of one step must fit."""
+    in_tensor = isinstance(cache_position, Tensor)
+    needed = q_len if in_tensor else cache_position + q_len
+    if needed > held:  # nothing is spelled out before: strings of symbolic ints do not trace
+        how = "at once" if in_tensor else f"from position {cache_position}"
+        raise MaskValueError(
+            repr(layout),
+            f"{needed} slots needed {how}, {held} there, {needed - held} too few",
+            f"Make {name} at least {needed}, or write fewer tokens.",
+        )

@@ -18,6 +18,7 @@ __all__ = [
     "check_count",
     "check_row_count",
     "check_row_scalar",
+    "check_size",
     "check_table",
     "check_table_sizes",
     "is_set",
@@ -68,9 +69,15 @@ def check_count(written: object, value: Any, *, least: int = 1, unit: str = "key
             raise MaskTypeError(
                 written, f"{spell(value)} is not one integer", f"Pass an int or a 0-d tensor of {unit}."
             )
-    elif isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+    else:
+        check_size(written, value, least=least, unit=unit)
+
+
+def check_size(written: object, value: Any, *, least: int = 1, unit: str = "keys") -> None:
+    """A static number of at least ``least``: what shapes are made of, so no tensor."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise MaskTypeError(written, f"a {type(value).__name__} is not a number of {unit}", "Pass an int.")
-    elif value < least:
+    if value < least:
         raise MaskValueError(written, f"{value} {unit}", f"Pass {least} or more.")
 
 

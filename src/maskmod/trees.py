@@ -10,9 +10,9 @@ from torch import Tensor
 
 from maskmod.algebra import Mask
 from maskmod.tables import (
-    check_count,
     check_row_count,
     check_row_scalar,
+    check_size,
     check_table,
     check_table_sizes,
     look_up,
@@ -33,7 +33,7 @@ class Tree(Mask):
 
     def __post_init__(self):
         check_table(self, self.parents, holds="parents")
-        check_count(self, self.depth, least=0, unit="edges")
+        check_size(self, self.depth, least=0, unit="edges")
         check_row_scalar(self, self.start)
 
     def __call__(self, b, h, q_idx, kv_idx):
