@@ -95,6 +95,22 @@ def test_two_plans_of_one_structure_share_a_graph():
     assert count_graphs(step, calls).graphs == 1
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_int_in_the_graph(layout):
+    """One graph for all of them once symbolic, the check against the end of the cache included."""
+    plan, other = (DecodePlan(MASK, LAYOUTS[layout](), B, H, 3, backend="sdpa") for _ in range(2))
+
+    def step(position: int) -> Tensor:
+        return plan.step_(position).kwargs()["attn_mask"].sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="eager", fullgraph=True, dynamic=True)
+    with watch_graphs() as report, torch.no_grad():
+        for position in range(2, 20, 3):
+            assert compiled(position) == other.step_(position).kwargs()["attn_mask"].sum()
+    assert report.graphs == 1
+
+
 def test_trees_change_from_step_to_step():
     """Drafts of another shape, behind another prefix, in one graph."""
     parents, start = torch.zeros(B, 4, dtype=torch.int64), torch.zeros(B, dtype=torch.int64)

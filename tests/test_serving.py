@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -21,8 +23,10 @@ from maskmod import (
     sliding_window,
     window,
 )
-from maskmod.caches import ChunkedCache, PagedCache, RingCache, SlidingCache, StaticCache
-from maskmod.errors import BackendError, MaskShapeError, MaskValueError, UnsupportedMask
+from maskmod.algebra import And
+from maskmod.caches import ChunkedCache, PagedCache, RingCache, SlidingCache, Slots, StaticCache, on_cache
+from maskmod.errors import BackendError, MaskShapeError, MaskTypeError, MaskValueError, UnsupportedMask
+from maskmod.masks import Causal, KeyLengths
 from maskmod.replay import replay_of
 from maskmod.serving import DecodePlan
 
@@ -272,12 +276,31 @@ def test_flash_reads_what_the_mask_shows(mask, q_len, layout):
     address = step(plan, 0).cache_seqlens.data_ptr()
     for firsts in STEPS:
         args = step(plan, torch.tensor(firsts)[:, None])
-        assert args.block_table is (layout.block_table if isinstance(layout, PagedCache) else None)
+        if isinstance(layout, PagedCache):
+            assert torch.equal(args.block_table, layout.block_table.int())
+        else:
+            assert args.block_table is None
         assert args.cache_seqlens.dtype == torch.int32
         for row, first in enumerate(firsts):
             want = [{p for p in range(first + q_len) if predicate(row, 0, first + i, p)} for i in range(q_len)]
             assert flash_sees(args, layout, row, q_len) == want
     assert step(plan, 0).cache_seqlens.data_ptr() == address
+
+
+def test_flash_follows_pages_within_the_pool():
+    """The kernel reads int32 entries up to the length, whatever they are: a row without a page, one of -1."""
+    table = torch.tensor([[2, -1], [-1, -1], [1, 9]])
+    plan = DecodePlan(causal(), PagedCache(table, 4, num_pages=3), 3, 1, 1, backend="flash")
+    held = plan.args.kwargs()["block_table"]
+    assert (held.dtype, held.tolist()) == (torch.int32, [[2, 0], [0, 0], [1, 2]])
+    table[0, 1], table[1, 0] = 0, 1
+    assert step(plan, 5).block_table is held
+    assert held.tolist() == [[2, 0], [1, 0], [1, 2]]
+
+
+def test_flash_takes_no_negative_length():
+    plan = DecodePlan(key_padding(torch.tensor([-3, 2])), StaticCache(8), 2, 1, 1, backend="flash")
+    assert step(plan, 5).cache_seqlens.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("layout", [RingCache(4), SlidingCache(4)])
@@ -307,6 +330,91 @@ def test_flash_refuses_the_rest(mask, layout, q_len):
         DecodePlan(mask, LAYOUTS[layout], B, H, q_len, backend="flash")
 
 
+# --------------------------------------------------------------------------------------------------------- subclasses
+
+
+class Anticausal(Causal):
+    def __call__(self, b, h, q_idx, kv_idx):
+        return kv_idx >= q_idx
+
+
+class Either(And):
+    def __call__(self, b, h, q_idx, kv_idx):
+        return self.left(b, h, q_idx, kv_idx) | self.right(b, h, q_idx, kv_idx)
+
+
+class AtLeast(KeyLengths):
+    def __call__(self, b, h, q_idx, kv_idx):
+        return kv_idx >= self.lengths[b]
+
+
+class AllButFirst(StaticCache):
+    def slots(self, cache_position, q_len, *, device=None):
+        kv_positions, valid = super().slots(cache_position, q_len, device=device)
+        return Slots(kv_positions, valid & (kv_positions > 0))
+
+
+def test_a_subclass_is_not_taken_for_its_base():
+    """It may say something else: slots that were never written stay hidden, and flash refuses."""
+    for mask, want in ((Anticausal(), [3]), (Either(causal(), full()), [0, 1, 2, 3])):
+        plan = DecodePlan(mask, StaticCache(8), 1, 1, 1, backend="sdpa")
+        assert step(plan, 3).attn_mask.flatten().nonzero().flatten().tolist() == want
+    plan = DecodePlan(causal(), AllButFirst(8), 1, 1, 1, backend="sdpa")
+    assert step(plan, 3).attn_mask.flatten().nonzero().flatten().tolist() == [1, 2, 3]
+    lengths = torch.tensor([1, 2])
+    for mask, layout in (
+        (causal() & AtLeast(lengths), StaticCache(8)),
+        (Either(causal(), key_padding(lengths)), StaticCache(8)),
+        (causal(), AllButFirst(8)),
+    ):
+        with pytest.raises(UnsupportedMask):
+            DecodePlan(mask, layout, 2, 1, 1, backend="flash")
+
+
+# ------------------------------------------------------------------------------------------------- copies and modes
+
+
+BACKENDS = ["sdpa", "eager", "flex", "flash"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda plan: pickle.loads(pickle.dumps(plan))])
+def test_a_copy_is_a_plan_of_its_own(backend, how):
+    mask, predicate = MASKS["window"]
+    plan = DecodePlan(mask, LAYOUTS["paged"], B, H, 1, backend=backend, dtype=torch.bfloat16)
+    plan.step_(30)
+    other = how(plan)
+    assert repr(other) == repr(plan)
+    for moved, still in ((plan, other), (other, plan)):
+        before = [t.clone() for t in still._holder.buffers()]
+        moved.step_(torch.tensor([[7], [12]]))
+        for old, new in zip(before, still._holder.buffers(), strict=True):
+            assert torch.equal(old, new)
+    if backend != "flash":
+        assert torch.equal(seen(other), torch.tensor(expected(predicate, LAYOUTS["paged"], (7, 12), 1)))
+    for mine, theirs in zip(plan._holder.buffers(), other._holder.buffers(), strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plan_made_in_inference_mode_works_outside(backend):
+    with torch.inference_mode():
+        plan = DecodePlan(causal(), LAYOUTS["ring" if backend != "flash" else "paged"], B, H, 1, backend=backend)
+        plan.step_(3)
+    plan.step_(torch.tensor([[7], [12]]))
+    with torch.no_grad():
+        plan.step_(8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plan_lives_where_its_pages_do(backend):
+    layout = PagedCache(torch.zeros(B, 2, dtype=torch.int32, device="meta"), 4)
+    assert {t.device.type for t in on_cache(causal(), layout, 3, 1).tensors()} == {"meta"}
+    plan = DecodePlan(causal(), layout, B, H, 1, backend=backend)
+    assert {t.device.type for t in plan._holder.buffers()} == {"meta"}
+
+
 # ----------------------------------------------------------------------------------------------------------- errors
 
 
@@ -322,6 +430,27 @@ def test_errors():
         plan.step_(torch.zeros(3, 1, dtype=torch.long))
     with pytest.raises(MaskShapeError, match=r"Pass an int, or a tensor of shape \(\), \(1,\), \(2,\)"):
         plan.step_(torch.zeros(3, dtype=torch.long))
+    for past_the_end in (LAYOUTS["static"], LAYOUTS["paged"]):
+        for q_len in (1, 4):
+            plan = DecodePlan(causal(), past_the_end, B, H, q_len, backend="sdpa")
+            plan.step_(9)
+            before = seen(plan).clone()
+            with pytest.raises(MaskValueError, match="slots needed from position 304"):
+                plan.step_(304)
+            assert torch.equal(seen(plan), before)
+    for rows in (1, 3):
+        with pytest.raises(MaskShapeError, match=f"the cache has 2 rows, the plan {rows}. Pass B=2"):
+            DecodePlan(causal(), LAYOUTS["paged"], rows, H, 1, backend="flash")
+    with pytest.raises(MaskShapeError, match="the cache has 3 rows, the plan 2"):
+        DecodePlan(causal(), ChunkedCache(4, start=torch.zeros(3, dtype=torch.long)), B, H, 1, backend="sdpa")
+    with pytest.raises(MaskTypeError, match="a int is no cache layout"):
+        DecodePlan(causal(), 300, B, H, 1, backend="sdpa")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(MaskTypeError, match=r"torch\.int32.*Pass a floating dtype"):
+        DecodePlan(causal(), StaticCache(300), B, H, 1, backend="eager", dtype=torch.int32)
+    with pytest.raises(MaskValueError, match="q_len: 0 queries"):
+        DecodePlan(causal(), StaticCache(300), B, H, 0, backend="sdpa")
+    with pytest.raises(MaskValueError, match="q_len=-1"):
+        DecodePlan(causal(), StaticCache(300), B, H, -1, backend="sdpa")
     with pytest.raises(MaskShapeError, match="3 rows, 2 needed"):
         DecodePlan(chunked(4, start=torch.zeros(3, dtype=torch.long)), StaticCache(300), B, H, 1, backend="sdpa")
 

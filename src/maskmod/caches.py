@@ -7,7 +7,7 @@ A layout is sizes and arithmetic. It owns no keys and no values, moves nothing, 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
     "SlidingCache",
     "Slots",
     "StaticCache",
+    "device_for",
     "on_cache",
     "positions_of",
 ]
@@ -40,6 +41,7 @@ class Slots(NamedTuple):
     valid: Tensor
 
 
+@runtime_checkable
 class CacheLayout(Protocol):
     """A map from slots to positions. Its methods are tensor functions: they trace, and nothing asks for a value.
 
@@ -85,9 +87,14 @@ def on_cache(mask: MaskMod, layout: CacheLayout, cache_position: int | Tensor, q
     [[[[True, True, True]]]]
     """
     mask = as_mask(mask)
-    device = None if isinstance(cache_position, Tensor) else device_of(mask, None)
+    device = None if isinstance(cache_position, Tensor) else device_for(mask, None)
     kv_positions, valid = layout.slots(cache_position, q_len, device=device)
     return remap(at_positions(mask, cache_position, q_len), kv=kv_positions, valid=valid)
+
+
+def device_for(mask: Mask, device: torch.device | str | None) -> torch.device | None:
+    """``device``, or that of the mask's tensors; None, so that the layout decides, if it holds none."""
+    return None if device is None and not list(mask.tensors()) else device_of(mask, device)
 
 
 class _Layout:

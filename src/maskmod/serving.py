@@ -5,13 +5,14 @@ A `DecodePlan` knows a mask, a cache layout and a backend. It does not know the 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, spell, tracing
+from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, known_true, sizes_of, spell, tracing
 from maskmod.backends import Lowered
 from maskmod.backends.eager import EagerArgs
 from maskmod.backends.flash import CacheArgs, band_and_lengths, flash_window
@@ -20,11 +21,11 @@ from maskmod.backends.sdpa import SdpaArgs
 from maskmod.bands import Band
 from maskmod.blocks import classify_blocks
 from maskmod.blocks.tables import from_classes
-from maskmod.caches import CacheLayout, PagedCache, RingCache, SlidingCache, StaticCache, positions_of
+from maskmod.caches import CacheLayout, PagedCache, RingCache, SlidingCache, StaticCache, device_for, positions_of
 from maskmod.dense import reads_b_and_h, storable, vmap_mask
-from maskmod.errors import BackendError, MaskShapeError, UnsupportedMask
+from maskmod.errors import BackendError, MaskShapeError, MaskTypeError, UnsupportedMask
 from maskmod.indexing import Remap, remap, shift
-from maskmod.masks import Causal, SlidingWindow, causal, key_padding
+from maskmod.masks import Causal, SlidingWindow, causal, full, key_padding
 from maskmod.readers import bias_from_bool
 from maskmod.replay import replay_of
 
@@ -48,7 +49,8 @@ class DecodePlan:
 
     Shapes, strides and storage addresses of ``plan.args`` never change, and its buffers are marked as static
     addresses, so that one compiled graph (and one CUDA graph) serves every step. ``step_`` asks no tensor for its
-    value; it compiles fullgraph by itself, or inside the function that runs the model.
+    value; it compiles fullgraph by itself, or inside the function that runs the model. A copy, and what pickle makes of
+    a plan, is a new plan at position 0.
 
     Args:
         mask: any callable ``(b, h, q_idx, kv_idx) -> bool`` over positions. Its tensors are held by reference: rewrite
@@ -59,10 +61,11 @@ class DecodePlan:
         backend: "sdpa" (a boolean), "eager" (a bias), "flex" (a BlockMask) or "flash" (lengths: causal masks,
             windows and key lengths only).
         dtype: of the bias; None is torch's default dtype.
-        device: None takes the device of the mask's own tensors, else torch's default.
+        device: None takes the device of the mask's own tensors, else the layout's, else torch's default.
 
     Raises:
         MaskValueError: the layout has no room for q_len tokens a step; the message says how much is missing.
+        MaskShapeError: the layout, or a table of the mask, has other rows than B.
         BackendError: no such backend.
         UnsupportedMask: the backend cannot express this mask on this layout exactly.
 
@@ -73,6 +76,7 @@ class DecodePlan:
     [[[[True, True, True, False]]]]
     """
 
+    @torch.inference_mode(False)  # buffers made under it could not be rewritten outside
     def __init__(
         self,
         mask: MaskMod,
@@ -86,9 +90,25 @@ class DecodePlan:
         device: torch.device | str | None = None,
     ):
         written = as_mask(mask)
-        device = device_of(written, device)
-        layout.slots(0, q_len, device=device)  # raises where there is no room for q_len tokens
+        if not isinstance(layout, CacheLayout):
+            raise MaskTypeError(
+                f"DecodePlan({written!r}, {spell(layout)})",
+                f"a {type(layout).__name__} is no cache layout",
+                "Pass one of maskmod.caches, say StaticCache(max_len).",
+            )
+        B, H, q_len, _ = sizes_of(full(), B, H, q_len, layout.kv_len)
+        slots = layout.slots(0, q_len, device=device_for(written, device))  # raises where there is no room for q_len
+        if slots.valid.dim() == 2 and slots.valid.shape[0] != B:
+            rows = slots.valid.shape[0]
+            raise MaskShapeError(
+                f"DecodePlan({written!r}, {layout!r}, {B}, {H}, {q_len})",
+                f"the cache has {rows} rows, the plan {B}",
+                f"Pass B={rows}, or a cache of {B} rows.",
+            )
+        device = slots.valid.device
+        dtype = torch.get_default_dtype() if dtype is None else dtype
         self.layout, self.backend = layout, backend
+        self._options = {"backend": backend, "dtype": dtype, "device": device}
         self._where = _Where(layout, B, q_len, device)
         self.mask = self._where.of(written)
         """The mask over this step's queries and the cache's slots; it reads the plan's buffers."""
@@ -100,7 +120,6 @@ class DecodePlan:
             raise BackendError(
                 f"DecodePlan(backend={backend!r})", "no such backend", f"Pass one of {sorted(_HOLDERS)}."
             )
-        dtype = torch.get_default_dtype() if dtype is None else dtype
         self._holder = _HOLDERS[backend](_Step(written, self._where, self.mask, stored, dtype, device))
         self.args = self._holder.args
         for buffer in (*self._where.buffers(), *self._holder.buffers()):
@@ -115,6 +134,10 @@ class DecodePlan:
         Args:
             cache_position: where the q_len queries stand: an int, 0-d or (1,) for the first, the others follow;
                 (q_len,) for each, shared by the batch; (B, 1) or (B, q_len), the same for every row.
+
+        Raises:
+            MaskShapeError, MaskTypeError: ``cache_position`` is none of these.
+            MaskValueError: an int past the end of the cache; positions in tensors are not looked at.
         """
         self._where.write_(cache_position)
         self._holder.write_()
@@ -139,6 +162,10 @@ class DecodePlan:
         B, H, q_len, _ = self.sizes
         return f"DecodePlan({self._written!r}, {self.layout!r}, {B}, {H}, {q_len}, backend={self.backend!r})"
 
+    def __reduce__(self):
+        # Built anew: addresses mean nothing elsewhere, and a copy's buffers would not be marked.
+        return partial(type(self), **self._options), (self._written, self.layout, *self.sizes[:3])
+
 
 class _Where:
     """Where this step's queries and keys stand, in buffers: positions (B, q_len), and what the slots hold."""
@@ -148,7 +175,7 @@ class _Where:
         # With one query a row's position is an offset, which reads faster than a table of one column.
         self.position = torch.zeros((B,) if q_len == 1 else (B, q_len), dtype=torch.int64, device=device)
         self.lengths = self.kv_positions = self.valid = None
-        if not isinstance(layout, StaticCache):
+        if type(layout) is not StaticCache:  # a subclass may say something else than its base
             shape = (B, layout.kv_len)
             self.kv_positions = torch.zeros(shape, dtype=torch.int64, device=device)
             self.valid = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -180,13 +207,15 @@ class _Where:
             raise MaskShapeError(
                 f"step_({spell(cache_position)})", f"{position.shape[0]} rows, the plan has {self.B}", "Pass one a row."
             )
+        slots = None
+        if self.kv_positions is not None or not isinstance(cache_position, Tensor):  # an int past the end raises
+            slots = self.layout.slots(cache_position, self.q_len, device=self.device)
         _fill_(self.position, position[..., 0] if self.q_len == 1 else position)
         if self.lengths is not None:
             _fill_(self.lengths, position[..., -1] + 1)
-        if self.kv_positions is not None and self.valid is not None:
-            kv_positions, valid = self.layout.slots(position, self.q_len, device=self.device)
-            _fill_(self.kv_positions, kv_positions)
-            _fill_(self.valid, storable(valid))
+        if slots is not None and self.kv_positions is not None and self.valid is not None:
+            _fill_(self.kv_positions, slots.kv_positions)
+            _fill_(self.valid, storable(slots.valid))
 
 
 def _fill_(buffer: Tensor, value: Tensor) -> None:
@@ -199,9 +228,9 @@ def _fill_(buffer: Tensor, value: Tensor) -> None:
 
 
 def _has_causal(mask: Mask) -> bool:
-    if isinstance(mask, And):
+    if type(mask) is And:
         return _has_causal(mask.left) or _has_causal(mask.right)
-    return isinstance(mask, (Causal, SlidingWindow))
+    return type(mask) in (Causal, SlidingWindow)  # a subclass may say something else than its base
 
 
 class _Step(NamedTuple):
@@ -244,6 +273,9 @@ class _Bias(_Dense):
     """A bias (B, H|1, q_len, kv_len): 0 where visible, the dtype's minimum where hidden."""
 
     def __init__(self, step: _Step):
+        if not step.dtype.is_floating_point:
+            written = f'DecodePlan({step.written!r}, backend="eager", dtype={step.dtype})'
+            raise MaskTypeError(written, "a bias is added to scores", "Pass a floating dtype.")
         super().__init__(step)
         self.bias = self.visible = torch.zeros(step.sizes, dtype=step.dtype, device=step.device)
         self.args = EagerArgs(self.bias, "a bias at a fixed address, rewritten each step")
@@ -290,46 +322,59 @@ class _Blocks:
 
 
 class _Flash:
-    """Lengths (B,) for flash-attention's kernel over a cache, int32, and the layout's own block table."""
+    """Lengths (B,) for flash-attention's kernel over a cache, and a block table it can follow, both int32."""
 
     def __init__(self, step: _Step):
         where, layout, q_len = step.where, step.where.layout, step.where.q_len
         written = f'DecodePlan({step.written!r}, {layout!r}, backend="flash")'
+        todo = 'Use backend="flex" or "sdpa".'
+        if type(layout) not in (StaticCache, PagedCache, SlidingCache, RingCache):
+            raise UnsupportedMask(written, "flash-attention knows caches in order, and pages", todo)
         reach = layout.max_len if isinstance(layout, (StaticCache, PagedCache)) else _ANY_LENGTH
         band, self.limits = band_and_lengths(written, step.written, reach, reach)
         self.where, self.most = where, None
-        todo = 'Use backend="flex" or "sdpa".'
         if isinstance(layout, (SlidingCache, RingCache)):
             # One query that sees every key of a full window: the order of the slots does not matter to it.
             sees_all = q_len == 1 and layout.headroom == 0 and (band.low is None or band.low <= 1 - layout.window)
             if not sees_all or not (band.high is None or band.high >= 0) or self.limits:
                 raise UnsupportedMask(written, "its slots are out of order, and only one query may see them all", todo)
             self.most, band = layout.window, Band(None, None)
-        elif not isinstance(layout, (StaticCache, PagedCache)):
-            raise UnsupportedMask(written, "flash-attention knows caches in order, and pages", todo)
         elif q_len == 1 and band.low is None and band.high is not None and band.high >= 0:
             band = Band(None, None)  # one query, the last key its own: nothing comes after it
         elif self.limits and band != Band(None, None):
             raise UnsupportedMask(written, "it aligns the last query with the last key, which a length moves", todo)
-        causal, window_size = flash_window(written, band, 0)
+        self.causal, self.window_size = flash_window(written, band, 0)
         self.cache_seqlens = torch.zeros(step.sizes.B, dtype=torch.int32, device=step.device)
-        block_table = layout.block_table if isinstance(layout, PagedCache) else None
+        self.paged = layout if isinstance(layout, PagedCache) else None
+        self.block_table = None
+        if self.paged is not None:
+            self.block_table = torch.zeros(self.paged.block_table.shape, dtype=torch.int32, device=step.device)
         self.args: Lowered = CacheArgs(
-            self.cache_seqlens, block_table, causal, window_size, "a band: lengths at a fixed address, no mask"
+            self.cache_seqlens,
+            self.block_table,
+            self.causal,
+            self.window_size,
+            "a band: lengths at a fixed address, no mask",
         )
 
     def buffers(self) -> list[Tensor]:
-        return [self.cache_seqlens]
+        return [self.cache_seqlens] if self.block_table is None else [self.cache_seqlens, self.block_table]
 
     def lines(self) -> list[str]:
-        return [f"cache_seqlens {list(self.cache_seqlens.shape)}; causal and window as above"]
+        pages = "" if self.block_table is None else f"; block_table {list(self.block_table.shape)}"
+        flags = f"causal={self.causal}, window_size={self.window_size}"
+        return [f"cache_seqlens {list(self.cache_seqlens.shape)}{pages}; {flags}"]
 
     def write_(self) -> None:
         position = self.where.position
         lengths = (position if position.dim() == 1 else position[:, -1]) + 1
         for limit in self.limits:
             lengths = torch.minimum(lengths, limit)
-        _fill_(self.cache_seqlens, lengths if self.most is None else lengths.clamp(max=self.most))
+        _fill_(self.cache_seqlens, lengths.clamp(min=0, max=self.most))
+        if self.paged is not None and self.block_table is not None:
+            # The kernel follows every entry up to the length, so none may point outside the pool: -1 becomes page 0.
+            last_page = self.paged.kv_len // self.paged.page_size - 1
+            _fill_(self.block_table, self.paged.block_table.clamp(0, last_page))
 
 
 _HOLDERS = {"sdpa": _Dense, "eager": _Bias, "flex": _Blocks, "flash": _Flash}
