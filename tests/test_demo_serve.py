@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,39 @@ def test_bad_and_cancelled_requests_disturb_no_other(model, calls, reference):
     assert served.cancelled == 2
     assert served.answered == served.equal == len(calls)
     assert served.pages_left == served.pages
+
+
+def test_a_prompt_that_holds_no_tokens_stops_nobody(model):
+    server = server_of(model)
+    server.submit("good", [1, 2, 3], 2)
+    for prompt, seen in (
+        ([1, 256], "256"),
+        ([-1], "-1"),
+        (["a"], "'a'"),
+        ([1.5], "1.5"),
+        (torch.tensor([1]), "tensor"),
+    ):
+        with pytest.raises(BadRequest, match=rf"request bad: {seen}.* is no token\. Send integers from 0 to 255"):
+            server.submit("bad", prompt, 2)  # pyright: ignore[reportArgumentType]
+    no_counts: list[Any] = [2.5, None, "3"]
+    for new_tokens in no_counts:
+        with pytest.raises(BadRequest, match="request bad: it asks for"):
+            server.submit("bad", [1], new_tokens)
+    while server.busy:
+        server.step()
+    assert server.finished == ["good"]
+
+
+def test_a_call_may_be_cancelled_too_early_or_too_late(model):
+    calls = [
+        Call(0, "done", "ab", 2, cancelled_at=15),
+        Call(5, "not yet", "ab", 2, cancelled_at=1),
+        Call(0, "refused", "", 2, cancelled_at=3),
+        Call(20, "last", "ab", 2),
+    ]
+    torch._dynamo.reset()
+    served = serve(server_of(model), calls, *alone(model, calls))
+    assert (served.answered, served.equal, served.cancelled, list(served.refused)) == (3, 3, 0, ["refused"])
 
 
 def test_drafts_that_are_wrong_change_nothing(model, calls, reference, monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
@@ -122,8 +123,9 @@ def serve(server: Server, calls: list[Call], reference: dict[str, list[int]], cl
                     refused[call.name] = str(error)
             for call in calls:
                 if call.cancelled_at == step:
-                    server.cancel(call.name)
-                    cancelled += 1
+                    with suppress(BadRequest):  # it never came in, or is done
+                        server.cancel(call.name)
+                        cancelled += 1
             server.step()
             step += 1
     seconds = time.perf_counter() - start

@@ -21,6 +21,7 @@ from torch import Tensor
 from maskmod import DecodePlan, causal
 from maskmod.caches import PagedCache
 from maskmod.demo.model import Attend, Model
+from maskmod.demo.text import VOCABULARY
 from maskmod.errors import MaskError
 
 __all__ = ["BadRequest", "Counts", "Request", "Server", "draft"]
@@ -119,12 +120,16 @@ class Server:
         """Take a request in.
 
         Raises:
-            BadRequest: an empty prompt, a request too long to ever fit, a name in use, or too many requests waiting.
+            BadRequest: an empty prompt, one that holds no tokens of the model, a request too long to ever fit, a name
+                in use, or too many requests waiting.
         """
-        if not prompt:
+        if not len(prompt):
             raise BadRequest(name, "the prompt is empty", "Send at least one token.")
-        if new_tokens < 1:
-            raise BadRequest(name, f"it asks for {new_tokens} tokens", "Ask for one or more.")
+        for token in prompt:
+            if type(token) is not int or not 0 <= token < VOCABULARY:  # else it would fail in every row's step
+                raise BadRequest(name, f"{token!r} is no token", f"Send integers from 0 to {VOCABULARY - 1}.")
+        if type(new_tokens) is not int or new_tokens < 1:
+            raise BadRequest(name, f"it asks for {new_tokens!r} tokens", "Ask for one or more.")
         length = len(prompt) + new_tokens
         room = min(self.max_len, self._layout.kv_len)
         if length > room:
