@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -188,6 +189,18 @@ def test_skips(padding: str | None, local_size: int | None) -> None:
                 assert same(want, got), (interface, sizes, arguments)
 
 
+def test_indices_have_four_dimensions() -> None:
+    """Without vmap a predicate may count on the shapes (B, 1, 1, 1), (1, 1, 1, 1), (1, 1, q, 1) and (1, 1, 1, kv)."""
+
+    def predicate(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        return (q_idx[:, :, :, 0, None] >= kv_idx) & (b + h.shape[3] + kv_idx.shape[1] > q_idx.shape[0])
+
+    want, got = (
+        library.sdpa_mask(2, 3, 4, mask_function=predicate, allow_is_causal_skip=False) for library in (theirs, ours)
+    )
+    assert same(want, got)
+
+
 def test_and_or_take_predicates_only() -> None:
     for library in (theirs, ours):
         for combine in (library.and_masks, library.or_masks):
@@ -360,6 +373,27 @@ def test_strict_refuses_what_would_be_dropped() -> None:
         ours.sdpa_mask(1, 4, 4, mask_function=predicates(ours)["window"], strict=True)
     for name in FUNCTIONS:  # and nothing else
         assert getattr(ours, name)(llama(local=8), embeds, None, past_key_values=None, strict=True) is None
+
+
+@pytest.mark.parametrize("name", ["causal", "bidirectional", "window", "overlay", "two sides", "offsets", "documents"])
+def test_strict_none_says_what_the_predicate_says(name: str) -> None:
+    """Without a mask SDPA shows every key or, by its flag, the causal triangle, which of one query hides nothing."""
+    mask, outcomes = predicates(ours)[name], set()
+    for kv_length, flag, local_size in itertools.product((1, 2, 5), (True, False), (None, 3, 9)):
+        for q_length in {1, kv_length}:
+            sizes = (2, q_length, kv_length, kv_length - q_length, 0, mask)
+            skips = {"allow_is_causal_skip": flag, "allow_is_bidirectional_skip": not flag}
+            try:
+                skipped = ours.sdpa_mask(*sizes, local_size=local_size, **skips, strict=True) is None
+            except UnsupportedMask:
+                outcomes.add("refused")
+                continue
+            if skipped:
+                outcomes.add("None")
+                shown = torch.ones(2, 1, q_length, kv_length, dtype=torch.bool)
+                want = shown.tril() if flag and q_length > 1 else shown
+                assert torch.equal(want, ours.sdpa_mask(*sizes, allow_is_causal_skip=False)), (sizes, skips, local_size)  # type: ignore[arg-type]
+    assert outcomes == ({"refused"} if name in ("offsets", "documents") else {"refused", "None"})
 
 
 def test_packed_can_be_declared() -> None:

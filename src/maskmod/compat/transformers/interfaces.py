@@ -82,10 +82,9 @@ def sdpa_mask(
     """
     padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
     mask = as_mask(mask_function)
-    if (allow_is_causal_skip and _flag_suffices(padding, q_length, kv_length, q_offset, kv_offset, local_size)) or (
-        allow_is_bidirectional_skip and _hides_nothing(padding, kv_length, local_size)
-    ):
-        if is_strict(strict) and not _is_local_causal(mask, local_size):
+    flag = allow_is_causal_skip and _flag_suffices(padding, q_length, kv_length, q_offset, kv_offset, local_size)
+    if flag or (allow_is_bidirectional_skip and _hides_nothing(padding, kv_length, local_size)):
+        if is_strict(strict) and not _is_shown_without(mask, flag, q_length, kv_length + kv_offset):
             raise UnsupportedMask(
                 f"sdpa_mask(mask_function={mask!r})",
                 "the skip returns None, which drops the predicate",
@@ -297,16 +296,34 @@ def _made_of(mask: Mask, kinds: tuple[type[Mask], ...]) -> bool:
     return all(_made_of(value, kinds) for value in inner if isinstance(value, Mask))
 
 
-def _is_local_causal(mask: Mask, local_size: int | None) -> bool:
-    return _made_of(mask, (Causal, Full) if local_size is None else (*_POSITIONS, Chunked, And))
+def _is_shown_without(mask: Mask, flag: bool, q_length: int, keys: int) -> bool:
+    """Whether no mask, with SDPA's ``is_causal`` flag or without, shows among ``keys`` keys what the mask shows."""
+    parts = _parts(mask)
+    causal = any(isinstance(part, (Causal, SlidingWindow)) for part in parts)
+    last = known_true(q_length == 1)  # the flag hides nothing from one query, and neither does causality
+    return (last or flag == causal) and all(_is_unbounded(part, keys) for part in parts)
+
+
+def _is_unbounded(mask: Mask, keys: int) -> bool:
+    """Whether the window or chunk of a mask holds ``keys`` keys; of other masks, whether they have none."""
+    match mask:
+        case Window():
+            bounds = (mask.left, mask.right)
+        case SlidingWindow() | Chunked():
+            bounds = (mask.size - 1,)
+        case _:
+            return isinstance(mask, (Causal, Full))
+    return all(n is None or (not isinstance(n, Tensor) and known_true(keys - 1 <= n)) for n in bounds)
 
 
 def _kernel_knows(mask: Mask, keys: int) -> bool:
-    if isinstance(mask, And):
-        return _kernel_knows(mask.left, keys) and _kernel_knows(mask.right, keys)
-    if isinstance(mask, Chunked):
-        return not isinstance(mask.size, Tensor) and known_true(keys <= mask.size)
-    return _made_of(mask, (*_POSITIONS, And, Document, Remap))
+    known = (*_POSITIONS, And, Document, Remap)
+    return all(_made_of(part, known) or (isinstance(part, Chunked) and _is_unbounded(part, keys)) for part in _parts(mask))
+
+
+def _parts(mask: Mask) -> list[Mask]:
+    """The masks of an intersection."""
+    return [*_parts(mask.left), *_parts(mask.right)] if isinstance(mask, And) else [mask]
 
 
 def _reads_h(mask: Mask, use_vmap: bool, device: torch.device | str) -> bool:
@@ -340,11 +357,11 @@ def _placed(mask: Mask, q_offset: int | Tensor, kv_offset: int) -> Mask:
 
 
 def _broadcast(mask: Mask, sizes: Sizes, q_offset: int | Tensor, kv_offset: int, device: torch.device | str) -> Tensor:
-    """The predicate called once on whole tensors of indices, (B, 1, 1, 1) to (kv_len,): a decode step affords that."""
-    q_idx = torch.arange(sizes.q_len, device=device).view(-1, 1) + q_offset
-    kv_idx = torch.arange(kv_offset, kv_offset + sizes.kv_len, device=device)
+    """The predicate called once on whole tensors of indices, each of four dimensions: a decode step affords that."""
+    q_idx = torch.arange(sizes.q_len, device=device).view(1, 1, -1, 1) + q_offset
+    kv_idx = torch.arange(kv_offset, kv_offset + sizes.kv_len, device=device).view(1, 1, 1, -1)
     if _made_of(mask, (*_POSITIONS, And)):  # reads neither b nor h: two tensors less in every decode step
         return mask(0, 0, q_idx, kv_idx)
     b = torch.arange(sizes.B, device=device).view(-1, 1, 1, 1)
-    h = torch.arange(sizes.H, device=device).view(-1, 1, 1)
+    h = torch.arange(sizes.H, device=device).view(1, -1, 1, 1)
     return mask(b, h, q_idx, kv_idx)
