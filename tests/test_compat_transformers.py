@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 import maskmod.compat.transformers as ours
-from maskmod.errors import UnsupportedMask
+from maskmod.errors import MaskShapeError, UnsupportedMask
 
 theirs = pytest.importorskip("transformers.masking_utils")
 
@@ -206,6 +206,9 @@ def test_and_or_take_predicates_only() -> None:
         for combine in (library.and_masks, library.or_masks):
             with pytest.raises(RuntimeError):
                 combine(library.causal_mask_function, 3)
+        for overlay in ("and_mask_function", "or_mask_function"):
+            with pytest.raises(RuntimeError):
+                library.create_causal_mask(llama(), torch.zeros(1, 4, 4), None, None, **{overlay: 3})
     for combine, visible in (("and_masks", True), ("or_masks", False)):  # of none at all
         want, got = (create_mask(getattr(library, combine)(), 1, 1, 2, 2, "cpu") for library in (theirs, ours))
         assert same(want, got)
@@ -263,6 +266,8 @@ def test_signatures(name: str) -> None:
         ["linear_attention", "full_attention"],
         ["hybrid"],
         ["hybrid_sliding", "indexed_attention"],
+        ["sliding_attention", "hybrid_sliding"],
+        ["hybrid_sliding", "sliding_attention"],
         ["unheard of"],
     ],
 )
@@ -365,6 +370,8 @@ def test_strict_refuses_what_would_be_dropped() -> None:
         assert ours.create_causal_mask(two_sided, embeds, None, None, **extra) is None
         with pytest.raises(UnsupportedMask):
             ours.create_causal_mask(two_sided, embeds, None, None, strict=True, **extra)
+        made = torch.ones(1, 1, 4, 4)
+        assert ours.create_causal_mask(two_sided, embeds, made, None, strict=True, **extra) is made
     assert ours.create_causal_mask(llama("unheard of"), embeds, None, None) is None
     with pytest.raises(UnsupportedMask, match="not even a causal one"):
         ours.create_causal_mask(llama("unheard of"), embeds, None, None, strict=True)
@@ -403,6 +410,15 @@ def test_packed_can_be_declared() -> None:
     got: Any = ours.create_causal_mask(llama(), embeds, ones, None, positions, packed=True)
     assert torch.equal(got, want)
     assert ours.create_causal_mask(llama(), embeds, None, None, positions, packed=False) is None
+    for function in ("create_causal_mask", "create_sliding_window_causal_mask"):  # two-sided decoders too
+        create: Any = getattr(ours, function)
+        apart = theirs.packed_sequence_mask_function(positions.new_tensor([[0, 0, 1, 1]]))
+        want = theirs.sdpa_mask(1, 4, 4, mask_function=apart, allow_is_causal_skip=False)
+        two_sided = llama(is_causal=False, local=8), embeds, ones, None, positions
+        assert torch.equal(create(*two_sided, packed=True, strict=True), want)
+        assert create(*two_sided, packed=False, strict=True) is None
+    with pytest.raises(MaskShapeError, match="3 tokens: there are 4 queries"):
+        ours.create_causal_mask(llama(), embeds, None, None, positions[:, :3])
     cache = Call("create_causal_mask", cache="lazy", past=3).past_key_values(None)
     with pytest.raises(UnsupportedMask, match="4 queries and 7 keys"):
         ours.create_causal_mask(llama(), embeds, None, cache, positions, packed=True)

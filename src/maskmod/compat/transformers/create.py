@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from maskmod.algebra import Mask, MaskMod, known_true, tracing
 from maskmod.compat.transformers.interfaces import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from maskmod.compat.transformers.predicates import (
+    and_masks,
     bidirectional_mask_function,
     blockwise_overlay,
     causal_mask_function,
@@ -23,13 +24,14 @@ from maskmod.compat.transformers.predicates import (
     document_numbers,
     find_packed_sequence_indices,
     maybe_pad_block_sequence_ids,
+    or_masks,
     packed_sequence_compatibility_function,
     sliding_window_bidirectional_mask_function,
     sliding_window_causal_mask_function,
     stored,
 )
 from maskmod.compat.transformers.settings import DEFAULTS, is_strict
-from maskmod.errors import UnsupportedMask
+from maskmod.errors import MaskShapeError, UnsupportedMask
 
 __all__ = [
     "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING",
@@ -83,10 +85,11 @@ def create_causal_mask(
         UnsupportedMask: a flash implementation, and a predicate or spans that it would drop; more with ``strict``.
     """
     added = _Added(or_mask_function, and_mask_function, block_sequence_ids, position_ids, packed)
-    layer = find_first_full_attention_index(past_key_values) if layer_idx is None else layer_idx
+    two_sided = not getattr(config, "is_causal", True)
+    layer = find_first_full_attention_index(past_key_values) if layer_idx is None or two_sided else layer_idx
     read = _Pass(config, inputs_embeds, attention_mask, past_key_values, layer)
-    if not getattr(config, "is_causal", True):
-        return _create_two_sided(create_bidirectional_mask, read, added, allow_is_causal_skip, strict)
+    if two_sided:
+        return _create_two_sided(_two_sided, read, added, allow_is_causal_skip, strict)
     return _create(_causal, read, added, allow_is_causal_skip, strict)
 
 
@@ -107,10 +110,11 @@ def create_sliding_window_causal_mask(
 ) -> Tensor | BlockMask | None:
     """`create_causal_mask` within ``config.sliding_window`` keys; the layer is the first sliding one."""
     added = _Added(or_mask_function, and_mask_function, block_sequence_ids, position_ids, packed)
-    layer = _first_sliding_index(past_key_values) if layer_idx is None else layer_idx
+    two_sided = not getattr(config, "is_causal", True)
+    layer = _first_sliding_index(past_key_values) if layer_idx is None or two_sided else layer_idx
     read = _Pass(config, inputs_embeds, attention_mask, past_key_values, layer)
-    if not getattr(config, "is_causal", True):
-        return _create_two_sided(create_bidirectional_sliding_window_mask, read, added, allow_is_causal_skip, strict)
+    if two_sided:
+        return _create_two_sided(_two_sided_window, read, added, allow_is_causal_skip, strict)
     return _create(_window, read, added, allow_is_causal_skip, strict)
 
 
@@ -253,7 +257,10 @@ def create_masks_for_generate(
         if kind not in LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING:
             return attention_mask
         function = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind]
-        functions |= function if isinstance(function, dict) else {kind: function}
+        if isinstance(function, dict):
+            functions = function | functions  # a kind of its own goes before a part of another
+        else:
+            functions[kind] = function
     return {kind: create(function) for kind, function in functions.items()}
 
 
@@ -348,8 +355,11 @@ def _local_size(config: Any, name: str) -> int:
     return size
 
 
+_PatternOf = Callable[[_Pass, Tensor | None, _Sizes], _Pattern]
+
+
 def _create(
-    pattern_of: Callable[[_Pass, Tensor | None, _Sizes], _Pattern],
+    pattern_of: _PatternOf,
     read: _Pass,
     added: _Added,
     allow_skip: bool,
@@ -357,7 +367,7 @@ def _create(
 ) -> Tensor | BlockMask | None:
     """Read the pass, describe its mask, hand it to the interface of the implementation."""
     config, embeds = read.config, read.inputs_embeds
-    if len(getattr(read.attention_mask, "shape", ())) == 4:
+    if _is_made(read.attention_mask):
         return read.attention_mask
     implementation = config._attn_implementation
     if implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
@@ -407,9 +417,9 @@ def _describe(
     """The whole mask but its padding and offsets, which every interface adds in its own way, as one expression."""
     mask = pattern
     if added.or_mask is not None:
-        mask = mask | added.or_mask
+        mask = or_masks(mask, added.or_mask)
     if added.and_mask is not None:
-        mask = mask & added.and_mask
+        mask = and_masks(mask, added.and_mask)
     if documents is not None:
         mask = packed_sequence_compatibility_function(mask, *documents)
     if added.span_ids is not None:
@@ -419,27 +429,26 @@ def _describe(
 
 
 def _create_two_sided(
-    create: Callable[..., Any], read: _Pass, added: _Added, allow_skip: bool, strict: bool | None
+    pattern_of: _PatternOf, read: _Pass, added: _Added, allow_skip: bool, strict: bool | None
 ) -> Tensor | BlockMask | None:
-    """A decoder whose config says ``is_causal=False``. Spans and packing stay behind, as in transformers."""
-    if is_strict(strict):
+    """A decoder whose config says ``is_causal=False``. Spans and undeclared packing stay behind, as in transformers."""
+    if is_strict(strict) and not _is_made(read.attention_mask):
         if added.span_ids is not None:
             raise UnsupportedMask(
                 "block_sequence_ids with config.is_causal=False",
                 "the spans would be dropped",
                 "Pass or_mask_function=blockwise_overlay(ids).",
             )
-        _refuse_leak(added.position_ids, read, "config.is_causal=False")
-    return create(
-        read.config,
-        read.inputs_embeds,
-        read.attention_mask,
-        past_key_values=read.cache,
-        or_mask_function=added.or_mask,
-        and_mask_function=added.and_mask,
-        allow_is_bidirectional_skip=allow_skip,
-        strict=strict,
-    )
+        if _packed(added) is None:
+            _refuse_leak(added.position_ids, read, "config.is_causal=False")
+    position_ids = added.position_ids if _packed(added) else None
+    kept = added._replace(span_ids=None, position_ids=position_ids)
+    return _create(pattern_of, read, kept, allow_skip, strict)
+
+
+def _is_made(attention_mask: Any) -> bool:
+    """Whether a mask has all four dimensions, and is to be used as it is."""
+    return len(getattr(attention_mask, "shape", ())) == 4
 
 
 def _sizes(read: _Pass, padding: Tensor | None) -> _Sizes:
@@ -478,7 +487,7 @@ def _first_sliding_index(cache: Any) -> int:
 
 def _documents(added: _Added, read: _Pass, sizes: _Sizes, strict: bool | None) -> _Documents | None:
     """The packed documents of a pass: declared, or found in its positions where transformers looks for them."""
-    packed = DEFAULTS.packed if added.packed is None else added.packed
+    packed = _packed(added)
     if added.position_ids is None or packed is False:
         return None
     if packed is None and (read.attention_mask is not None or read.cache is not None):
@@ -491,9 +500,20 @@ def _documents(added: _Added, read: _Pass, sizes: _Sizes, strict: bool | None) -
             "position_ids say nothing of the keys of earlier passes",
             "Pack whole sequences, without a cache.",
         )
+    length = added.position_ids.shape[-1]
+    if known_true(length < sizes.q_length):
+        raise MaskShapeError(
+            f"position_ids of {length} tokens",
+            f"there are {sizes.q_length} queries, which document are the others in",
+            "Pass one position for each query.",
+        )
     position_ids = added.position_ids.expand(read.inputs_embeds.shape[0], -1)
     numbers = document_numbers(position_ids) if packed else find_packed_sequence_indices(position_ids)
     return None if numbers is None else _Documents(position_ids, numbers)
+
+
+def _packed(added: _Added) -> bool | None:
+    return DEFAULTS.packed if added.packed is None else added.packed
 
 
 def _refuse_leak(position_ids: Tensor | None, read: _Pass, what: str) -> None:
