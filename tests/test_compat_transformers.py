@@ -458,6 +458,36 @@ def test_install_is_reversible() -> None:
     ours.uninstall()  # once more does nothing
 
 
+def test_tables_are_shared_while_installed() -> None:
+    """An entry made through either library is found by maskmod's functions, and none of ours stays behind."""
+    embeds, registry = torch.zeros(1, 4, 4), theirs.AttentionMaskInterface._global_mapping
+    layers = theirs.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+    own = ours.AttentionMaskInterface._global_mapping
+    before = dict(registry), dict(layers), dict(own)
+    try:
+        ours.AttentionMaskInterface.register("own", ours.sdpa_mask)
+        theirs.AttentionMaskInterface.register("earlier", ours.sdpa_mask)
+        with ours.install():
+            assert "own" in registry
+            theirs.AttentionMaskInterface.register("kernel", theirs.ALL_MASK_ATTENTION_FUNCTIONS["flash_attention_2"])
+            layers["new"] = theirs.create_causal_mask
+            config = llama()
+            config.layer_types = ["new"]
+            assert ours.create_masks_for_generate(config, embeds, None, None) == {"new": None}
+            theirs.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = lambda **_: "here alone"
+            assert theirs.create_causal_mask(llama(), embeds, None, None) == "here alone"
+            del theirs.ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+        assert registry["kernel"] is theirs.flash_attention_mask
+        assert layers["new"] is theirs.create_causal_mask
+        assert registry["earlier"] is ours.sdpa_mask
+        assert "own" not in registry
+        assert "new" not in ours.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+    finally:
+        for table, entries in zip((registry, layers, own), before, strict=True):
+            table.clear()
+            table.update(entries)
+
+
 def test_install_refuses_versions_it_has_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
 

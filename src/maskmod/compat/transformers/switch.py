@@ -73,13 +73,23 @@ class _Pair(NamedTuple):
     own: Any
 
 
+class _Tables(NamedTuple):
+    """What a library looks mask functions up in: of a kind of layer, of an implementation, and of one here alone."""
+
+    LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING: dict[str, Any]
+    AttentionMaskInterface: dict[str, Any]
+    ALL_MASK_ATTENTION_FUNCTIONS: dict[str, Any]
+
+
 class _Installed(NamedTuple):
     pairs: list[_Pair]
     changes: list[_Change]
+    tables: _Tables
+    kept: set[str]  # places that had maskmod's functions before
 
 
+_ABSENT = object()
 _installed: _Installed | None = None
-_own_registry = interfaces.AttentionMaskInterface._global_mapping
 
 
 def install(*, allow_untested: bool = False, strict: bool = False, packed: bool | None = None) -> Installation:
@@ -106,39 +116,73 @@ def install(*, allow_untested: bool = False, strict: bool = False, packed: bool 
             "Pass allow_untested=True, and compare the logits of a batch with and without.",
         )
     masking_utils = importlib.import_module("transformers.masking_utils")
-    registry, mapping = masking_utils.AttentionMaskInterface, "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING"
     pairs = list(_pairs(masking_utils, importlib.import_module("transformers.modeling_attn_mask_utils")))
-    changes = [
-        *_in_modules(pairs),
-        *_in_table(mapping, getattr(masking_utils, mapping), pairs),
-        *_in_table("AttentionMaskInterface", registry._global_mapping, pairs),
-    ]
+    tables = _tables(masking_utils, masking_utils)
+    kept = {change.where for change in _places(_back(pairs), tables)}
+    changes = [*_places(pairs, tables), *_additions(tables)]
     for change in changes:
         change.table[change.key] = change.after
-    for key, function in _own_registry.items():
-        if key not in registry._global_mapping:
-            registry.register(key, function)
-    interfaces.AttentionMaskInterface._global_mapping = registry._global_mapping  # one registry while installed
+    _look_up_in(tables)
     DEFAULTS.strict, DEFAULTS.packed = strict, packed
-    _installed = _Installed(pairs, changes)
+    _installed = _Installed(pairs, changes, tables, kept)
     return Installation(version, tuple(change.where for change in changes))
 
 
 def uninstall() -> None:
-    """Put transformers' own functions back, also in its modules that were loaded since. Without `install`, nothing."""
+    """Put transformers' own functions back, also where its modules and tables got ours since. Else nothing."""
     global _installed
     if _installed is None:
         return
     for change in _installed.changes:
-        if change.table.get(change.key) is change.after:  # else somebody has set it to a third thing since
+        if change.table.get(change.key) is not change.after:
+            continue  # somebody has set it to a third thing since
+        if change.before is _ABSENT:
+            del change.table[change.key]
+        else:
             change.table[change.key] = change.before
-    back = [_Pair(name, own, theirs) for name, theirs, own in _installed.pairs]
-    for change in _in_modules(back):
-        if change.where.partition(".")[0] in ("transformers", "transformers_modules"):
+    theirs = ("transformers.", "transformers_modules.", *(f"{name}[" for name in _Tables._fields))
+    for change in _places(_back(_installed.pairs), _installed.tables):
+        if change.where.startswith(theirs) and change.where not in _installed.kept:
             change.table[change.key] = change.after
-    interfaces.AttentionMaskInterface._global_mapping = _own_registry
+    _look_up_in(_OWN)
     DEFAULTS.strict, DEFAULTS.packed = False, None
     _installed = None
+
+
+def _tables(kinds: Any, implementations: Any) -> _Tables:
+    return _Tables(
+        kinds.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
+        implementations.AttentionMaskInterface._global_mapping,
+        implementations.ALL_MASK_ATTENTION_FUNCTIONS._local_mapping,
+    )
+
+
+_OWN = _tables(create, interfaces)
+
+
+def _look_up_in(tables: _Tables) -> None:
+    """Make maskmod's functions look others up in these tables: transformers' own while installed."""
+    create.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING = tables.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+    interfaces.AttentionMaskInterface._global_mapping = tables.AttentionMaskInterface
+    interfaces.ALL_MASK_ATTENTION_FUNCTIONS._local_mapping = tables.ALL_MASK_ATTENTION_FUNCTIONS
+
+
+def _additions(tables: _Tables) -> Iterator[_Change]:
+    """What was registered with maskmod alone."""
+    for where, own, theirs in zip(_Tables._fields, _OWN, tables, strict=True):
+        for key, value in own.items():
+            if key not in theirs:
+                yield _Change(f"{where}[{key!r}]", theirs, key, _ABSENT, value)
+
+
+def _back(pairs: list[_Pair]) -> list[_Pair]:
+    return [_Pair(name, own, theirs) for name, theirs, own in pairs]
+
+
+def _places(pairs: list[_Pair], tables: _Tables) -> Iterator[_Change]:
+    yield from _in_modules(pairs)
+    for where, table in zip(_Tables._fields, tables, strict=True):
+        yield from _in_table(where, table, pairs)
 
 
 def _pairs(masking_utils: ModuleType, legacy: ModuleType) -> Iterator[_Pair]:
