@@ -189,6 +189,18 @@ def test_skips(padding: str | None, local_size: int | None) -> None:
                 assert same(want, got), (interface, sizes, arguments)
 
 
+@pytest.mark.parametrize("function", ["create_sliding_window_causal_mask", "create_bidirectional_sliding_window_mask"])
+def test_a_window_may_be_a_tensor(function: str) -> None:
+    for size in (torch.tensor(2), torch.tensor(9)):
+        config = llama()
+        config.sliding_window = size
+        want, got = (
+            getattr(library, function)(config, torch.zeros(1, 5, 4), None, past_key_values=None)
+            for library in (theirs, ours)
+        )
+        assert same(want, got)
+
+
 def test_indices_have_four_dimensions() -> None:
     """Without vmap a predicate may count on the shapes (B, 1, 1, 1), (1, 1, 1, 1), (1, 1, q, 1) and (1, 1, 1, kv)."""
 
@@ -389,7 +401,7 @@ def test_strict_none_says_what_the_predicate_says(name: str) -> None:
     for kv_length, flag, local_size in itertools.product((1, 2, 5), (True, False), (None, 3, 9)):
         for q_length in {1, kv_length}:
             sizes = (2, q_length, kv_length, kv_length - q_length, 0, mask)
-            skips = {"allow_is_causal_skip": flag, "allow_is_bidirectional_skip": not flag}
+            skips: dict[str, Any] = {"allow_is_causal_skip": flag, "allow_is_bidirectional_skip": not flag}
             try:
                 skipped = ours.sdpa_mask(*sizes, local_size=local_size, **skips, strict=True) is None
             except UnsupportedMask:
@@ -399,7 +411,7 @@ def test_strict_none_says_what_the_predicate_says(name: str) -> None:
                 outcomes.add("None")
                 shown = torch.ones(2, 1, q_length, kv_length, dtype=torch.bool)
                 want = shown.tril() if flag and q_length > 1 else shown
-                assert torch.equal(want, ours.sdpa_mask(*sizes, allow_is_causal_skip=False)), (sizes, skips, local_size)  # type: ignore[arg-type]
+                assert torch.equal(want, ours.sdpa_mask(*sizes, allow_is_causal_skip=False)), (sizes, skips, local_size)
     assert outcomes == ({"refused"} if name in ("offsets", "documents") else {"refused", "None"})
 
 

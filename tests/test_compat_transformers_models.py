@@ -173,3 +173,25 @@ def test_flex_forward(installed: Any) -> None:
     with installed():
         got = model(**batch(), use_cache=False).logits
     torch.testing.assert_close(want, got)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@torch.no_grad()
+def test_jit_trace(implementation: str, installed: Any) -> None:
+    """Traced with a batch that has no padding, right for one that has."""
+
+    class Logits(torch.nn.Module):  # its parameters are no constants of the trace
+        def __init__(self):
+            super().__init__()
+            self.model = decoder("llama", implementation)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    model, inputs = Logits(), batch()
+    want = model(**inputs)
+    with installed():
+        example = (inputs["input_ids"], torch.ones_like(inputs["attention_mask"]))
+        traced: Any = torch.jit.trace(model, example, check_trace=False)
+    torch.testing.assert_close(want, traced(*inputs.values()))

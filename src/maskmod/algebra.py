@@ -66,8 +66,10 @@ class Sizes(NamedTuple):
     kv_len: int
 
 
-def known_true(condition: bool | torch.SymBool) -> bool:
+def known_true(condition: bool | torch.SymBool | Tensor) -> bool:
     """Whether a comparison of lengths is true for certain; a symbolic length is asked without adding a guard."""
+    if isinstance(condition, Tensor):  # `torch.jit.trace` makes every length one, and keeps those of its example
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return statically_known_true(condition)
@@ -77,13 +79,13 @@ _TRACING_MODES = tuple(torch._C._TorchDispatchModeKey.__members__.values())  # f
 
 
 def tracing(*tensors: Tensor) -> bool:
-    """Whether code runs under a trace: compiling, exporting, or on fake, meta or functorch tensors.
+    """Whether code runs under a trace: compiling, exporting, `torch.jit.trace`, or on fake, meta or functorch tensors.
 
     Everything that would look at a tensor's values asks this first. Under ``make_fx`` and fake tensors
     ``torch.compiler.is_compiling()`` is False, so the tensors themselves are looked at too. Other dispatch modes, which
     count or checkpoint what runs on real values, are no trace.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     if torch._C._len_torch_dispatch_stack() and any(map(torch._C._get_dispatch_mode, _TRACING_MODES)):
         return True

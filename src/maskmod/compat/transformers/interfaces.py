@@ -318,7 +318,9 @@ def _is_unbounded(mask: Mask, keys: int) -> bool:
 
 def _kernel_knows(mask: Mask, keys: int) -> bool:
     known = (*_POSITIONS, And, Document, Remap)
-    return all(_made_of(part, known) or (isinstance(part, Chunked) and _is_unbounded(part, keys)) for part in _parts(mask))
+    chunks = [part for part in _parts(mask) if isinstance(part, Chunked)]
+    others = [part for part in _parts(mask) if not isinstance(part, Chunked)]
+    return all(_is_unbounded(part, keys) for part in chunks) and all(_made_of(part, known) for part in others)
 
 
 def _parts(mask: Mask) -> list[Mask]:
