@@ -74,3 +74,13 @@ def test_score_functions_are_torchs() -> None:
 def test_combinators_are_torchs() -> None:
     both = ours.and_masks(banded, ours.or_masks(causal(), banded))
     assert torch.equal(ours.create_mask(both, 1, 1, 40, 40, "cpu"), theirs.create_mask(banded, 1, 1, 40, 40, "cpu"))
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(0, 5), (5, 0), (0, 0), (0, 300)])
+def test_tables_of_no_tokens(q_len: int, kv_len: int) -> None:
+    want, got = (
+        library.create_block_mask(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, 1, 1, q_len, kv_len, "cpu")
+        for library in (theirs, ours)
+    )
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "q_num_blocks", "q_indices", "full_q_num_blocks"):
+        assert torch.equal(getattr(want, name), getattr(got, name)), name

@@ -36,7 +36,7 @@ def from_classes(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Counts (B, H, n) and indices (B, H, n, m), int32, of a bool (B, H, n, m); static shapes, no look at values."""
     columns = blocks.shape[-1]
     rank = blocks.cumsum(-1)
-    count = rank[..., -1:]
+    count = blocks.sum(-1, keepdim=True)  # also of no columns
     column = torch.arange(columns, device=blocks.device)
     # Present blocks first, absent ones after them, each in order: a permutation, so the scatter fills every entry.
     place = torch.where(blocks, rank - 1, count + column - rank)
