@@ -524,3 +524,13 @@ def test_importing_loads_no_transformers() -> None:
     modules = "maskmod.compat.transformers, maskmod.compat.transformers_legacy"
     code = f"import sys, {modules}; print('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_no_value_is_looked_at_while_a_cuda_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeds, ones = torch.zeros(1, 4, 4), torch.ones(1, 4, dtype=torch.int64)
+    for implementation in ("sdpa", "flash_attention_2"):
+        assert ours.create_causal_mask(llama(implementation), embeds, ones, None) is None
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            assert isinstance(ours.create_causal_mask(llama(implementation), embeds, ones, None), Tensor)

@@ -43,6 +43,7 @@ __all__ = [
     "device_of",
     "known_true",
     "mask_mod",
+    "readable",
     "same_structure",
     "sizes_of",
     "spell",
@@ -81,15 +82,21 @@ _TRACING_MODES = tuple(torch._C._TorchDispatchModeKey.__members__.values())  # f
 def tracing(*tensors: Tensor) -> bool:
     """Whether code runs under a trace: compiling, exporting, `torch.jit.trace`, or on fake, meta or functorch tensors.
 
-    Everything that would look at a tensor's values asks this first. Under ``make_fx`` and fake tensors
-    ``torch.compiler.is_compiling()`` is False, so the tensors themselves are looked at too. Other dispatch modes, which
-    count or checkpoint what runs on real values, are no trace.
+    Under ``make_fx`` and fake tensors ``torch.compiler.is_compiling()`` is False, so the tensors themselves are looked
+    at too. Other dispatch modes, which count or checkpoint what runs on real values, are no trace.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     if torch._C._len_torch_dispatch_stack() and any(map(torch._C._get_dispatch_mode, _TRACING_MODES)):
         return True
     return any(t.is_meta or is_functorch_wrapped_tensor(t) or _is_fake(t) for t in tensors)
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether Python may look at tensors' values: not under a trace, nor while a CUDA graph is captured."""
+    if tracing(*tensors):
+        return False
+    return not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
 
 
 def _is_fake(tensor: Tensor) -> bool:

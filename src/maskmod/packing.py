@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskmod.algebra import known_true, tracing
+from maskmod.algebra import known_true, readable
 from maskmod.errors import MaskShapeError, MaskValueError
 from maskmod.tables import check_table
 
@@ -200,8 +200,10 @@ def _check_size(written: str, name: str, size: int) -> None:
 
 def _size_in_data(name: str, sizes: Tensor) -> int:
     """The one size that every row of the data asks for; impossible in a graph, where shapes cannot follow values."""
-    if tracing(sizes):
+    if not readable(sizes):
         raise MaskValueError(
-            f"{name}=None inside a trace", "the size of the result depends on tensor values", f"Pass {name}= as an int."
+            f"{name}=None inside a trace",
+            "the size of the result depends on tensor values",
+            f"Pass {name}= as an int.",
         )
     return int(sizes.max()) if sizes.numel() else 0

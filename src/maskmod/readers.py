@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from maskmod.abstract import Unknown, lanes_read, record
-from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, tracing
+from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, device_of, known_true, readable, sizes_of, tracing
 from maskmod.blocks import paint
 from maskmod.dense import reads_b_and_h, vmap_mask
 from maskmod.errors import MaskTypeError, MaskValueError
@@ -43,7 +43,7 @@ def dense_mask(
         raise MaskValueError(f"dense_mask(method={method!r})", "no such method", 'Pass "auto", "vmap" or "blocks".')
     mask = as_mask(mask)
     painted = None
-    if method != "vmap" and not tracing(*mask.tensors()):
+    if method != "vmap" and readable(*mask.tensors()):
         target = device_of(mask, device)
         if all(tensor.device.type == target.type for tensor in mask.tensors() if tensor.dim()):
             painted = paint(mask, sizes_of(mask, B, H, q_len, kv_len), target)  # where the tables are, never elsewhere

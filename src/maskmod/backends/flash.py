@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maskmod.algebra import And, Mask, Sizes, tracing
+from maskmod.algebra import And, Mask, Sizes, readable
 from maskmod.backends import Backend, Request
 from maskmod.bands import Band, band_of
 from maskmod.errors import UnsupportedMask
@@ -94,7 +94,7 @@ def lower(
 
 def _packed(written: str, ids: Tensor, sizes: Sizes) -> tuple[Tensor, int]:
     """Cumulative lengths over all rows laid end to end, and the longest document."""
-    if tracing(ids):
+    if not readable(ids):
         raise UnsupportedMask(
             written, "the number of documents is read from their ids, and a graph cannot", "Lower it outside the graph."
         )

@@ -13,7 +13,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Mask, tracing
+from maskmod.algebra import Mask, readable, tracing
 from maskmod.compat.transformers.predicates import sliding_window_causal_mask_function
 from maskmod.indexing import shift
 from maskmod.masks import causal, key_padding
@@ -141,8 +141,8 @@ class AttentionMaskConverter:
         if not (q_len == 1 or kv_len == q_len) or not (sliding_window is None or kv_len < sliding_window):
             return False
         if attention_mask is None:
-            return is_training or not tracing(inputs_embeds)
-        return attention_mask.dim() != 4 and not tracing(inputs_embeds) and bool((attention_mask == 1).all())
+            return is_training or readable(inputs_embeds)
+        return attention_mask.dim() != 4 and readable(inputs_embeds) and bool((attention_mask == 1).all())
 
 
 def _prepare_4d_causal_attention_mask(
@@ -184,7 +184,7 @@ def _prepare_4d_causal_attention_mask_for_sdpa(
     if attention_mask is None:
         return converter.to_causal_4d(B, q_len, kv_len, dtype, inputs_embeds.device)
     bias = attention_mask if attention_mask.dim() == 4 else converter.to_4d(attention_mask, q_len, dtype, kv_len)
-    if not tracing(inputs_embeds) and bias.device.type in ("cuda", "xpu"):
+    if readable(inputs_embeds) and bias.device.type in ("cuda", "xpu"):
         # Their memory-efficient kernels make NaN of a row that hides everything (pytorch#110213).
         return converter._unmask_unattended(bias, torch.finfo(dtype).min)
     return bias
@@ -199,7 +199,7 @@ def _prepare_4d_attention_mask_for_sdpa(mask: Tensor, dtype: torch.dtype, tgt_le
     """The same, or None where the data, outside a trace, shows no padding."""
     _warn()
     _, _ = mask.shape  # two dimensions, or Python's own error
-    if not tracing(mask) and bool((mask == 1).all()):
+    if readable(mask) and bool((mask == 1).all()):
         return None
     return AttentionMaskConverter._expand_mask(mask=mask, dtype=dtype, tgt_len=tgt_len)
 

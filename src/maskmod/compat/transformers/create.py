@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskmod.algebra import Mask, MaskMod, known_true, tracing
+from maskmod.algebra import Mask, MaskMod, known_true, readable
 from maskmod.compat.transformers.interfaces import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from maskmod.compat.transformers.predicates import (
     and_masks,
@@ -194,7 +194,7 @@ def create_recurrent_attention_mask(
     q_length = inputs_embeds.shape[1]
     if attention_mask is None or attention_mask.ndim != 2 or q_length == 1:
         return None
-    if not tracing(attention_mask) and bool((attention_mask == 1).all()):
+    if readable(attention_mask) and bool((attention_mask == 1).all()):
         return None
     return attention_mask[:, -q_length:].contiguous()  # a stride that does not follow the mask's growing length
 
@@ -518,7 +518,7 @@ def _packed(added: _Added) -> bool | None:
 
 def _refuse_leak(position_ids: Tensor | None, read: _Pass, what: str) -> None:
     """Raise where positions start anew between two tokens that are no padding. Inside a trace nobody can tell."""
-    if position_ids is None or tracing(position_ids):
+    if position_ids is None or not readable(position_ids):
         return
     anew = position_ids.diff(dim=-1) != 1
     if isinstance(read.attention_mask, Tensor) and read.attention_mask.ndim == 2:

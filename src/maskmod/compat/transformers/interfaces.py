@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskmod.algebra import And, Mask, MaskMod, Or, Sizes, as_mask, known_true, tracing
+from maskmod.algebra import And, Mask, MaskMod, Or, Sizes, as_mask, known_true, readable
 from maskmod.blocks import block_mask
 from maskmod.compat.transformers.predicates import (
     Spans,
@@ -92,7 +92,7 @@ def sdpa_mask(
             )
         return None
     sizes = Sizes(batch_size, _heads(mask, config, use_vmap, device), q_length, kv_length)
-    if use_vmap or (not tracing() and q_length * kv_length >= _LARGE and _made_of(mask, _VOCABULARY)):
+    if use_vmap or (readable() and q_length * kv_length >= _LARGE and _made_of(mask, _VOCABULARY)):
         visible = dense_mask(_placed(mask, q_offset, kv_offset), *sizes, device=device)
     else:
         visible = storable(_broadcast(mask, sizes, q_offset, kv_offset, device))
@@ -173,7 +173,7 @@ def flash_attention_mask(
     if attention_mask is None:
         return None
     padding = attention_mask[:, -kv_length:]
-    if not tracing(padding) and padding.shape[1] == kv_length and bool(padding.all()):
+    if readable(padding) and padding.shape[1] == kv_length and bool(padding.all()):
         return None
     return padding
 
@@ -193,7 +193,7 @@ def flex_attention_mask(
 ) -> BlockMask:
     """The mask as flex's BlockMask; the padding joins the predicate unless the data, outside a trace, shows none."""
     mask = as_mask(mask_function)
-    if attention_mask is not None and (tracing(attention_mask) or not bool(attention_mask.all())):
+    if attention_mask is not None and (not readable(attention_mask) or not bool(attention_mask.all())):
         mask = mask & padding_mask_function(stored(lengthened(attention_mask, kv_length + kv_offset, 0)))
     if isinstance(q_offset, Tensor):
         q_offset = stored(q_offset.clone())  # the cache's own counter moves on before attention reads the mask
@@ -261,12 +261,12 @@ def _flag_suffices(
     """
     if local_size is not None and not known_true(kv_length < local_size):
         return False
-    if isinstance(q_offset, Tensor) and tracing(q_offset):
+    if isinstance(q_offset, Tensor) and not readable(q_offset):
         return False
     aligned = known_true(q_length == 1) or known_true(kv_length == q_length)
     if padding is None:
         return aligned or _is_zero(q_offset)
-    if tracing(padding):
+    if not readable(padding):
         return False
     if padding.shape[-1] > kv_length:
         padding = padding[:, kv_offset : kv_offset + kv_length]
@@ -278,7 +278,7 @@ def _flag_suffices(
 def _hides_nothing(padding: Tensor | None, kv_length: int, local_size: int | None) -> bool:
     if local_size is not None and not known_true(kv_length < local_size):
         return False
-    return padding is None or (not tracing(padding) and bool(padding.all()))
+    return padding is None or (readable(padding) and bool(padding.all()))
 
 
 def _is_zero(offset: int | Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskmod.algebra import Index, Mask, MaskMod, as_mask, tracing
+from maskmod.algebra import Index, Mask, MaskMod, as_mask, readable
 from maskmod.indexing import remap, shift
 from maskmod.masks import causal, chunked, document, full, key_padding, window
 
@@ -169,7 +169,7 @@ def find_packed_sequence_indices(position_ids: Tensor) -> Tensor | None:
     Telling so reads the data; inside a trace the numbers always come back.
     """
     numbers = document_numbers(position_ids)
-    if not tracing(numbers) and bool((numbers[:, -1] == 0).all()):
+    if readable(numbers) and bool((numbers[:, -1] == 0).all()):
         return None
     return numbers
 
