@@ -190,7 +190,7 @@ class Case:
         except Unknown:
             root = None
         if root is not None:
-            blocks = Blocks(root.tape, pair)
+            blocks = Blocks(root.tape, pair, looks=True)
             yes, no = normal(root), normal(root, False)
             grid = Grid(blocks)
             could, must = may(yes, grid), ~may(no, grid)

@@ -29,7 +29,7 @@ def recorded(mask, q_len=64, kv_len=64, B=1, H=1):
 def classes(mask, q_len=64, kv_len=64, B=1, H=1, size=(16, 16)):
     """(must, may) of every block."""
     root = recorded(mask, q_len, kv_len, B, H)
-    grid = Grid(Blocks(root.tape, size))
+    grid = Grid(Blocks(root.tape, size, looks=True))
     return ~may(normal(root, False), grid), may(normal(root), grid)
 
 

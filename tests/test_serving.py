@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
+from looks import Looks
 from maskmod import (
     at_positions,
     causal,
@@ -98,6 +99,17 @@ LAYOUTS = {
     "chunked": ChunkedCache(6, 3),
     "paged": PagedCache(pages(), 16, num_pages=38),
 }
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager", "flex"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_step_waits_for_no_value(layout, backend):
+    for q_len, (mask, _) in zip([1, 4] * len(MASKS), MASKS.values(), strict=False):
+        plan = DecodePlan(mask, layout, B, H, q_len, backend=backend)
+        with Looks() as looks:
+            plan.step_(torch.full((B, 1), 7))
+            plan.step_(7)
+        assert not looks.found, (mask, q_len)
 
 
 def expected(predicate, layout, firsts, q_len):

@@ -71,10 +71,13 @@ def _holds(x: Tensor, dim: int) -> Tensor:
 
 
 class Blocks:
-    """Per-block summaries of one-axis nodes, for blocks of `size` = (queries, keys)."""
+    """Per-block summaries of one-axis nodes, for blocks of `size` = (queries, keys).
 
-    def __init__(self, tape: Tape, size: tuple[int, int]):
-        self.tape, self.size = tape, size
+    `looks` says whether Python may look at values, which saves work; never in a trace, nor in a server's step.
+    """
+
+    def __init__(self, tape: Tape, size: tuple[int, int], *, looks: bool):
+        self.tape, self.size, self.looks = tape, size, looks
         self.counts = tuple(-(-n // s) for n, s in zip(tape.lengths[2:], size, strict=True))
         self._done: dict[tuple, Tensor] = {}
         self._sorted: dict[int, bool] = {}
@@ -166,7 +169,9 @@ class Blocks:
         return self._cached("signature", node, guard, ratio, base, _union)
 
     def sorted(self, node: Node) -> bool:
-        """Whether the values never decrease (asked outside a trace only): intervals of sorted ids need no hashes."""
+        """Whether the values are seen never to decrease: intervals of sorted ids need no hashes."""
+        if not self.looks:
+            return False
         if node.number not in self._sorted:
             dim, x = 2 if node.axes == Q else 3, node.value
             n = x.shape[dim]

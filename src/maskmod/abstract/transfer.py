@@ -51,7 +51,6 @@ def may(formula: Formula, frame: Grid | Selection) -> Tensor:  # frame.shape
 class _Question:
     def __init__(self, frame: Grid | Selection):
         self.frame, self.blocks = frame, frame.blocks
-        self.traced = frame.blocks.tape.traced
 
     def constant(self, answer: bool) -> Tensor:
         return torch.full((1,) * self.frame.lanes, answer, dtype=torch.bool, device=self.blocks.tape.device)
@@ -143,7 +142,7 @@ class _Question:
         (sign, a), (other, c) = apart.q[0], apart.kv[0]
         if sign != other or a.is_position or c.is_position:
             return False
-        return self.traced or not (self.blocks.sorted(a) and self.blocks.sorted(c))
+        return not (self.blocks.sorted(a) and self.blocks.sorted(c))
 
     def may_within(self, equal: Sides, order: Sides, given: _Given) -> Tensor:
         """`order` among tokens of equal ids; see the module's docstring."""

@@ -115,7 +115,7 @@ def _classes(job: _Job) -> tuple[Tensor, Tensor]:  # bool (B|1, H|1, n_q, n_kv) 
         counts = [-(-n // s) for n, s in zip(job.sizes[2:], job.block_size, strict=True)]
         nothing = torch.zeros((*job.sizes[:2], *counts), dtype=torch.bool, device=job.device)
         return nothing, nothing.clone()
-    analysis = Analysis(*job[:4])
+    analysis = Analysis(*job[:4], looks=job.exact)
     if job.traced:
         if job.exact or analysis.root is None:
             must, may = _evaluated(job)
@@ -207,7 +207,7 @@ def classify_tiles(
         raise MaskTypeError(
             "classify_tiles(...) inside a trace", "its shapes depend on values", "Use classify_blocks there."
         )
-    analysis = Analysis(*job[:4])
+    analysis = Analysis(*job[:4], looks=True)
     if 0 in job.sizes:
         nothing = torch.zeros(0, dtype=torch.long, device=job.device)
         none = Rectangles(*(nothing,) * 6)
@@ -287,7 +287,7 @@ def _tables(job: _Job, compact: bool, q_blocks: bool) -> list[Tensor | None]:
 
 
 def _long_tables(job: _Job, compact: bool, q_blocks: bool) -> list[Tensor | None]:
-    analysis = Analysis(*job[:4])
+    analysis = Analysis(*job[:4], looks=True)
     whole, single = rectangles(analysis, *descend(analysis, job.exact))
     full, partial = _trimmed(job, analysis, whole, single)
     rows, columns = analysis.counts

@@ -51,9 +51,10 @@ class Analysis:
     """What can be said of `mask` in blocks of `block_size` = (queries, keys) at `sizes`.
 
     `lanes` is (B|1, H|1): a batch or head index that the predicate does not read is looked at once.
+    `looks` is that of `Blocks`.
     """
 
-    def __init__(self, mask: Mask, sizes: Sizes, block_size: tuple[int, int], device: torch.device):
+    def __init__(self, mask: Mask, sizes: Sizes, block_size: tuple[int, int], device: torch.device, looks: bool):
         self.mask, self.sizes, self.block_size, self.device = mask, sizes, block_size, device
         self.traced = tracing(*mask.tensors())
         self.root: Node | None = None
@@ -67,7 +68,7 @@ class Analysis:
             read = lanes_read(self.root)
             self.lanes = (sizes.B if 0 in read else 1, sizes.H if 1 in read else 1)
             self.root.tape.lengths = (*self.lanes, sizes.q_len, sizes.kv_len)
-            self.blocks = Blocks(self.root.tape, block_size)
+            self.blocks = Blocks(self.root.tape, block_size, looks=looks and not self.traced)
         self.counts = tuple(-(-n // s) for n, s in zip(sizes[2:], block_size, strict=True))
 
     def grid(self) -> tuple[Tensor, Tensor]:  # bool (B|1, H|1, n_q, n_kv) each

@@ -23,7 +23,7 @@ def paint(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor | None:  # b
     """The mask, or None if the predicate is not understood. The result may be a view: clone it before writing."""
     if 0 in sizes:
         return torch.empty(sizes, dtype=torch.bool, device=device)
-    analysis = Analysis(mask, sizes, (BLOCK, BLOCK), device)
+    analysis = Analysis(mask, sizes, (BLOCK, BLOCK), device, looks=True)
     if analysis.root is None:
         return None
     shape = (*analysis.lanes, sizes.q_len, sizes.kv_len)
