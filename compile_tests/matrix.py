@@ -28,6 +28,7 @@ from maskmod import DecodePlan, dense_mask, lower
 from maskmod.backends.eager import eager_attention
 from maskmod.caches import CacheLayout, ChunkedCache, PagedCache, RingCache, SlidingCache, StaticCache, on_cache
 from maskmod.testing import watch_graphs
+from maskmod.trees import ends_from_parents
 
 B, H, D, LENGTH, STEPS = 2, 2, 16, 72, 64
 
@@ -72,6 +73,18 @@ def _tree(rng: random.Random) -> tuple[Tensor, ...]:
     )[0]
 
 
+def _dfs_tree(rng: random.Random) -> tuple[Tensor, ...]:
+    rows = []
+    for _ in range(B):
+        parents, path = [-1], [-1, 0]  # a new node hangs on the last one, or on one of that one's ancestors
+        for node in range(1, 4):
+            path = path[: rng.randrange(1, len(path) + 1)]
+            parents.append(path[-1])
+            path.append(node)
+        rows.append(parents)
+    return ends_from_parents(torch.tensor(rows)), _ints((B,), 0, 60)(rng)[0]
+
+
 def _multiples(n: Tensor) -> maskmod.Mask:
     return maskmod.causal() & (lambda b, h, q_idx, kv_idx: (q_idx - kv_idx) % n[b] == 0)
 
@@ -95,6 +108,7 @@ MASKS = {
     ),
     "per_head": MaskCase(lambda: maskmod.per_head([maskmod.causal(), maskmod.causal() & maskmod.sliding_window(3)])),
     "tree": MaskCase(lambda parents, at: maskmod.prefix(at) | maskmod.tree(parents, start=at), _tree),
+    "dfs_tree": MaskCase(lambda ends, at: maskmod.prefix(at) | maskmod.dfs_tree(ends, start=at), _dfs_tree),
     "lambda": MaskCase(_multiples, _ints((B,), 1, 4)),
 }
 
