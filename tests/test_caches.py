@@ -314,3 +314,10 @@ def test_narrow_page_numbers():
         wide, narrow = (PagedCache(t, 2, num_pages=200) for t in (table, table.to(dtype)))
         assert torch.equal(narrow.slots(3, 1).valid, wide.slots(3, 1).valid)
         assert torch.equal(narrow.write_slots(1, 2), wide.write_slots(1, 2))
+
+
+def test_a_table_padded_with_zeros():
+    layout = PagedCache(torch.tensor([[0, 2, 0, 0], [1, 0, 0, 0]], dtype=torch.int32), page_size=2, num_pages=3)
+    kv_positions, valid = layout.slots(torch.tensor([[2], [1]]), 1)
+    assert kv_positions.tolist() == [[0, 1, 0, 0, 2, 0], [0, 0, 0, 1, 0, 0]]
+    assert valid.tolist() == [[True, True, False, False, True, False], [False, False, True, True, False, False]]

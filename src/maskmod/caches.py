@@ -259,7 +259,8 @@ class PagedCache(_Layout):
     pages or to take them back, changes no shape.
 
     Args:
-        block_table: int (B, max_pages): physical page numbers, -1 where no page is mapped.
+        block_table: int (B, max_pages): physical page numbers, -1 where no page is mapped. A page that a row names
+            again, as one that pads its table with zeros may, holds what the first entry says.
         page_size: positions in a page.
         num_pages: pages in the pool; None has room for every entry of the table.
 
@@ -301,7 +302,8 @@ class PagedCache(_Layout):
         # One more column takes the entries that map nothing, and is cut off.
         column = torch.where((table >= 0) & (table < self._num_pages), table, self._num_pages)
         page = torch.full((rows, self._num_pages + 1), -1, dtype=torch.int64, device=last.device)
-        page = page.scatter(1, column, torch.arange(pages, device=last.device).expand(rows, pages))
+        numbers = torch.arange(pages, device=last.device).expand(rows, pages)
+        page = page.scatter_reduce(1, column, numbers, "amin", include_self=False)
         page = page[:, : self._num_pages, None]
         position = page * self.page_size + torch.arange(self.page_size, device=last.device)
         position = position.reshape(rows, self.kv_len)
