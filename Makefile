@@ -31,7 +31,7 @@ unit: $(STAMP)
 compile: $(STAMP)
 	$(PYTEST) compile_tests
 
-# Every cell of the compile contract, written to docs/compile_matrix.md; about half an hour on two cores.
+# Every cell of the compile contract, written to docs/compile_matrix.md; under half an hour on two cores.
 matrix: $(STAMP)
 	$(BIN)/python -m compile_tests.matrix
 
