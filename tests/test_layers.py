@@ -11,7 +11,7 @@ import maskmod
 SOURCE = Path(maskmod.__file__).parent
 
 LAYERS = [
-    ("errors", "algebra", "tables"),
+    ("errors", "tracing", "algebra", "tables"),
     ("packing", "masks", "trees", "dense", "abstract"),
     ("indexing", "blocks", "replay"),
     ("readers", "proofs", "draw", "bands", "empty_rows"),

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Mask, MaskMod, as_mask, device_of, known_true, sizes_of
+from maskmod.algebra import Mask, MaskMod, as_mask, device_of, sizes_of
 from maskmod.backends import Backend, Lowered, Request, eager, flash, flex, sdpa
 from maskmod.empty_rows import check_policy
 from maskmod.errors import BackendError, MaskShapeError, MaskTypeError, UnsupportedMask
 from maskmod.readers import shared_sizes
+from maskmod.tracing import known_true
 
 __all__ = ["Choice", "attention", "lower", "register_backend", "select_backend"]
 

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from maskmod.algebra import And, Mask, Not, Or, known_true
+from maskmod.algebra import And, Mask, Not, Or
 from maskmod.indexing import PerHead, Shift
 from maskmod.masks import Causal, Chunked, Full, Prefix, Sinks, SlidingWindow, Window
+from maskmod.tracing import known_true
 
 __all__ = ["Band", "band_of"]
 

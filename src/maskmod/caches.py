@@ -12,10 +12,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Mask, MaskMod, as_mask, device_of, known_true, spell
+from maskmod.algebra import Mask, MaskMod, as_mask, device_of, spell
 from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError
 from maskmod.indexing import at_positions, remap
 from maskmod.tables import check_row_scalar, check_size, check_table
+from maskmod.tracing import known_true
 
 __all__ = [
     "CacheLayout",

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Index, Mask, MaskMod, as_mask, device_of, known_true, sizes_of, spell, tracing
+from maskmod.algebra import Index, Mask, MaskMod, as_mask, device_of, sizes_of, spell
 from maskmod.errors import MaskShapeError, MaskTypeError, TruthValueError
+from maskmod.tracing import known_true, tracing
 
 __all__ = ["reads_b_and_h", "scalar_bool", "storable", "vmap_at", "vmap_mask"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskmod.algebra import known_true
 from maskmod.errors import MaskValueError, UnsupportedMask
+from maskmod.tracing import known_true
 
 __all__ = ["check_absorbs", "check_policy", "fill_empty_rows"]
 

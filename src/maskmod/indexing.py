@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from maskmod.algebra import Index, Mask, MaskMod, as_mask, known_true, spell
+from maskmod.algebra import Index, Mask, MaskMod, as_mask, spell
 from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError
 from maskmod.tables import (
     check_row_count,
@@ -23,6 +23,7 @@ from maskmod.tables import (
     row_scalar,
     wide,
 )
+from maskmod.tracing import known_true
 
 __all__ = ["IndexMap", "PerHead", "Remap", "Shift", "Where", "at_positions", "per_head", "remap", "shift", "where"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Mask, known_true, spell
+from maskmod.algebra import Mask, spell
 from maskmod.errors import MaskTypeError
 from maskmod.tables import (
     check_count,
@@ -22,6 +22,7 @@ from maskmod.tables import (
     row_scalar,
     wide,
 )
+from maskmod.tracing import known_true
 
 __all__ = [
     "Blockwise",

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from maskmod.abstract import Unknown, lanes_read, record
-from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, device_of, known_true, readable, sizes_of, tracing
+from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, device_of, sizes_of
 from maskmod.blocks import paint
 from maskmod.dense import reads_b_and_h, vmap_mask
 from maskmod.errors import MaskTypeError, MaskValueError
+from maskmod.tracing import known_true, readable, tracing
 
 __all__ = ["additive_bias", "dense_mask", "shared_sizes"]
 

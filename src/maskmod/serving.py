@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, known_true, sizes_of, spell, tracing
+from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, sizes_of, spell
 from maskmod.backends import Lowered
 from maskmod.backends.eager import EagerArgs
 from maskmod.backends.flash import CacheArgs, band_and_lengths, flash_window
@@ -28,6 +28,7 @@ from maskmod.indexing import Remap, remap, shift
 from maskmod.masks import Causal, SlidingWindow, causal, full, key_padding
 from maskmod.readers import bias_from_bool
 from maskmod.replay import replay_of
+from maskmod.tracing import known_true, tracing
 
 __all__ = ["DecodePlan", "Explanation"]
 

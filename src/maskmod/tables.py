@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Index, known_true, spell
+from maskmod.algebra import Index, spell
 from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError
+from maskmod.tracing import known_true
 
 __all__ = [
     "check_count",

@@ -24,7 +24,7 @@ from maskmod.abstract.bounds import BITS, RULES, WIDE, Bounds, _finite, _inside,
 from maskmod.abstract.expression import BOTH, KV, NEITHER, Node, Q
 from maskmod.abstract.formula import And, Compare, Every, Fact, Formula, Or, Sides, Some, Table, normal, sides
 from maskmod.abstract.grid import Grid, Guard, Selection
-from maskmod.algebra import known_true
+from maskmod.tracing import known_true
 
 __all__ = ["may"]
 

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maskmod.algebra import And, Mask, Sizes, readable
+from maskmod.algebra import And, Mask, Sizes
 from maskmod.backends import Backend, Request
 from maskmod.bands import Band, band_of
 from maskmod.errors import UnsupportedMask
 from maskmod.masks import Document, Full, KeyLengths
 from maskmod.packing import cu_seqlens_from_document_ids
+from maskmod.tracing import readable
 
 __all__ = ["BACKEND", "CacheArgs", "FlashArgs", "VarlenArgs", "band_and_lengths", "flash_window"]
 

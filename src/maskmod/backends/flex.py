@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from maskmod.algebra import Mask, Sizes, known_true, structure, tracing
+from maskmod.algebra import Mask, Sizes, structure
 from maskmod.backends import Backend, Request
 from maskmod.blocks import block_mask
 from maskmod.empty_rows import fill_empty_rows
 from maskmod.errors import UnsupportedMask
 from maskmod.readers import dense_mask
+from maskmod.tracing import known_true, tracing
 
 __all__ = ["BACKEND", "FlexArgs"]
 

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskmod.algebra import Mask, Sizes, known_true
+from maskmod.algebra import Mask, Sizes
 from maskmod.backends import Backend, Request
 from maskmod.bands import band_of
 from maskmod.empty_rows import check_absorbs, fill_empty_rows
 from maskmod.readers import bias_from_bool, dense_mask
+from maskmod.tracing import known_true
 
 __all__ = ["BACKEND", "SdpaArgs"]
 

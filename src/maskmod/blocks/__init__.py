@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, device_of, known_true, sizes_of, tracing
+from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, device_of, sizes_of
 from maskmod.blocks.analysis import Analysis, TileList
 from maskmod.blocks.paint import paint
 from maskmod.blocks.tables import COMPACT_BYTES, Runs, compacted, from_classes, from_runs
 from maskmod.blocks.tiles import Rectangles, Row, Tiles, descend, rectangles
 from maskmod.dense import vmap_mask
 from maskmod.errors import MaskTypeError, MaskValueError
+from maskmod.tracing import known_true, tracing
 
 __all__ = ["BlockClasses", "Rectangles", "Row", "Tiles", "block_mask", "classify_blocks", "classify_tiles", "paint"]
 

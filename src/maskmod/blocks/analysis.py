@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from maskmod.abstract import KV, Blocks, Grid, Node, Q, Selection, Unknown, evaluate, lanes_read, may, normal, record
-from maskmod.algebra import Mask, Sizes, tracing
+from maskmod.algebra import Mask, Sizes
 from maskmod.dense import vmap_at
+from maskmod.tracing import tracing
 
 __all__ = ["Analysis", "TileList"]
 

@@ -13,11 +13,12 @@ import warnings
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Mask, readable, tracing
+from maskmod.algebra import Mask
 from maskmod.compat.transformers.predicates import sliding_window_causal_mask_function
 from maskmod.indexing import shift
 from maskmod.masks import causal, key_padding
 from maskmod.readers import additive_bias
+from maskmod.tracing import readable, tracing
 
 __all__ = ["AttentionMaskConverter"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskmod.algebra import And, Mask, MaskMod, Or, Sizes, as_mask, known_true, readable
+from maskmod.algebra import And, Mask, MaskMod, Or, Sizes, as_mask
 from maskmod.blocks import block_mask
 from maskmod.compat.transformers.predicates import (
     Spans,
@@ -29,6 +29,7 @@ from maskmod.errors import UnsupportedMask
 from maskmod.indexing import Remap, Shift, shift
 from maskmod.masks import Causal, Chunked, Document, Full, KeyPadding, SlidingWindow, Window
 from maskmod.readers import bias_from_bool, dense_mask
+from maskmod.tracing import known_true, readable
 
 __all__ = [
     "ALL_MASK_ATTENTION_FUNCTIONS",
