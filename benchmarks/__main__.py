@@ -206,7 +206,7 @@ def main() -> None:
     if options.only in (None, "dense"):
         rows += dense_rows([2048] if options.quick else [2048, 4096, 8192])
     if options.only in (None, "transformers"):
-        rows += transformers_masks.time_rows() + transformers_masks.graph_rows()
+        rows += transformers_masks.time_rows() + transformers_masks.time_rows("eager") + transformers_masks.graph_rows()
     if options.only in (None, "long") and not options.quick:
         rows += long_rows([1 << 17, 1 << 18, 1 << 19, 1 << 20])
     if options.only in (None, "serving"):
