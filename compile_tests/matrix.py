@@ -2,8 +2,8 @@
 
 A cell compiles one function with ``fullgraph=True`` and runs it over 64 steps, with new tensors of the same shapes at
 every step; it holds if that took one graph and the results are those of the oracle. Three ways to hand over the mask
-(a `DecodePlan`; the mask rebuilt inside the graph; a new mask object as an argument) and two query lengths take turns,
-dealt out over the cells. Prefill cells have no cache and a dynamic length.
+(a `DecodePlan`; the mask rebuilt inside the graph; a new mask object as an argument) and two query lengths are dealt
+out over the cells by lot. Prefill cells have no cache and a dynamic length.
 
 ``python -m compile_tests.matrix`` runs every cell and writes docs/compile_matrix.md; the tests run a pairwise cover.
 """
@@ -124,7 +124,7 @@ Q_LENS = (1, 3)
 
 
 class Cell(NamedTuple):
-    """One cell; `way` and `q_len` take turns over the others."""
+    """One cell; `way` and `q_len` are dealt out over the others."""
 
     mask: str
     layout: str

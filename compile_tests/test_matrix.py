@@ -41,7 +41,7 @@ def test_an_int_position_that_equals_a_width():
     run(Cell("sliding_window", "static", "flex", "int", "argument", 1), steps=8)  # the window is 5, so is one position
 
 
-def test_the_whole_matrix_takes_turns():
+def test_the_whole_matrix_deals_every_way_and_length():
     whole = cells()
     assert len(whole) == len({cell[:4] for cell in whole}) == len(MASKS) * len(LAYOUTS) * len(KERNELS) * len(FORMS)
     for mask, layout, backend in itertools.product(MASKS, LAYOUTS, KERNELS):

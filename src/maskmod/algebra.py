@@ -40,6 +40,7 @@ __all__ = [
     "Sizes",
     "Xor",
     "as_mask",
+    "conjuncts",
     "device_of",
     "mask_mod",
     "same_structure",
@@ -374,6 +375,15 @@ class And(_Binary):
 
     def __call__(self, b, h, q_idx, kv_idx):
         return self.left(b, h, q_idx, kv_idx) & self.right(b, h, q_idx, kv_idx)
+
+
+def conjuncts(mask: Mask) -> Iterator[Mask]:
+    """The masks that an intersection is made of, from left to right; any other mask is its own only one."""
+    if type(mask) is And:  # a subclass may say something else than its base
+        yield from conjuncts(mask.left)
+        yield from conjuncts(mask.right)
+    else:
+        yield mask
 
 
 class Xor(_Binary):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskmod.algebra import And, Mask, MaskMod, Sizes, as_mask, sizes_of, spell
+from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, conjuncts, sizes_of, spell
 from maskmod.backends import Lowered
 from maskmod.backends.eager import EagerArgs
 from maskmod.backends.flash import CacheArgs, band_and_lengths, flash_window
@@ -229,9 +229,8 @@ def _fill_(buffer: Tensor, value: Tensor) -> None:
 
 
 def _has_causal(mask: Mask) -> bool:
-    if type(mask) is And:
-        return _has_causal(mask.left) or _has_causal(mask.right)
-    return type(mask) in (Causal, SlidingWindow)  # a subclass may say something else than its base
+    # A subclass may say something else than its base.
+    return any(type(part) in (Causal, SlidingWindow) for part in conjuncts(mask))
 
 
 class _Step(NamedTuple):

@@ -7,14 +7,13 @@ rest is refused. This module lowers and never calls flash-attention, which is no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from maskmod.algebra import And, Mask, Sizes
+from maskmod.algebra import And, Mask, Sizes, conjuncts
 from maskmod.backends import Backend, Request
 from maskmod.bands import Band, band_of
 from maskmod.errors import UnsupportedMask
@@ -75,7 +74,7 @@ def lower(
     written = f'lower({mask!r}, "flash")'
     if empty_rows != "keep":
         raise UnsupportedMask(written, "flash-attention gives rows that see nothing zeros", 'Pass empty_rows="keep".')
-    parts = list(_conjuncts(mask))
+    parts = list(conjuncts(mask))
     documents = [part for part in parts if type(part) is Document]
     rest = reduce(And, [part for part in parts if type(part) is not Document], Full())
     band = band_of(rest, sizes.q_len, sizes.kv_len)
@@ -129,21 +128,13 @@ def flash_window(written: object, band: Band, ahead: int) -> tuple[bool, tuple[i
 
 def band_and_lengths(written: object, mask: Mask, q_len: int, kv_len: int) -> tuple[Band, list[Tensor]]:
     """A mask as one band and the key lengths it is cut to."""
-    parts = list(_conjuncts(mask))
+    parts = list(conjuncts(mask))
     lengths = [part.lengths for part in parts if type(part) is KeyLengths]
     rest = reduce(And, [part for part in parts if type(part) is not KeyLengths], Full())
     band = band_of(rest, q_len, kv_len)
     if band is None:
         raise UnsupportedMask(written, f"structure does not prove that {rest!r} is one diagonal band", _TODO)
     return band, lengths
-
-
-def _conjuncts(mask: Mask) -> Iterator[Mask]:
-    if type(mask) is And:  # a subclass may say something else than its base
-        yield from _conjuncts(mask.left)
-        yield from _conjuncts(mask.right)
-    else:
-        yield mask
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, args: FlashArgs | VarlenArgs, **_: object) -> Tensor:

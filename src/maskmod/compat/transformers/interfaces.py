@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskmod.algebra import And, Mask, MaskMod, Or, Sizes, as_mask
+from maskmod.algebra import And, Mask, MaskMod, Or, Sizes, as_mask, conjuncts
 from maskmod.blocks import block_mask
 from maskmod.compat.transformers.predicates import (
     Spans,
@@ -299,7 +299,7 @@ def _made_of(mask: Mask, kinds: tuple[type[Mask], ...]) -> bool:
 
 def _is_shown_without(mask: Mask, flag: bool, q_length: int, keys: int) -> bool:
     """Whether no mask, with SDPA's ``is_causal`` flag or without, shows among ``keys`` keys what the mask shows."""
-    parts = _parts(mask)
+    parts = list(conjuncts(mask))
     causal = any(isinstance(part, (Causal, SlidingWindow)) for part in parts)
     last = known_true(q_length == 1)  # the flag hides nothing from one query, and neither does causality
     return (last or flag == causal) and all(_is_unbounded(part, keys) for part in parts)
@@ -319,14 +319,9 @@ def _is_unbounded(mask: Mask, keys: int) -> bool:
 
 def _kernel_knows(mask: Mask, keys: int) -> bool:
     known = (*_POSITIONS, And, Document, Remap)
-    chunks = [part for part in _parts(mask) if isinstance(part, Chunked)]
-    others = [part for part in _parts(mask) if not isinstance(part, Chunked)]
-    return all(_is_unbounded(part, keys) for part in chunks) and all(_made_of(part, known) for part in others)
-
-
-def _parts(mask: Mask) -> list[Mask]:
-    """The masks of an intersection."""
-    return [*_parts(mask.left), *_parts(mask.right)] if isinstance(mask, And) else [mask]
+    return all(
+        _is_unbounded(part, keys) if isinstance(part, Chunked) else _made_of(part, known) for part in conjuncts(mask)
+    )
 
 
 def _reads_h(mask: Mask, use_vmap: bool, device: torch.device | str) -> bool:
