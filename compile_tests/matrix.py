@@ -27,8 +27,8 @@ import maskmod
 from maskmod import DecodePlan, dense_mask, lower
 from maskmod.backends.eager import eager_attention
 from maskmod.caches import CacheLayout, ChunkedCache, PagedCache, RingCache, SlidingCache, StaticCache, on_cache
+from maskmod.masks.trees import ends_from_parents
 from maskmod.testing import watch_graphs
-from maskmod.trees import ends_from_parents
 
 B, H, D, LENGTH, STEPS = 2, 2, 16, 72, 64
 

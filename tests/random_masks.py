@@ -17,9 +17,13 @@ from torch.nn.attention.flex_attention import (
     create_mask,
 )
 
-from maskmod.abstract import Blocks, Grid, Selection, Unknown, may, normal, record
 from maskmod.algebra import as_mask
-from maskmod.blocks import block_mask, classify_blocks
+from maskmod.analyser.may import may
+from maskmod.analyser.normal_form import normal
+from maskmod.analyser.record import Unknown, record
+from maskmod.analyser.summaries import Blocks, Grid, Selection
+from maskmod.blocks.block_mask import block_mask
+from maskmod.blocks.classify import classify_blocks
 
 LENGTHS = (1, 2, 7, 31, 32, 40, 64, 65, 96)
 BLOCKS = (1, 3, 8, 16, (8, 16), (32, 4), (5, 7), 64)

@@ -746,7 +746,7 @@ BAD_INPUTS = [
         "Pad it to 8, or pass q_len=4.",
     ),
     Bad(
-        'register_backend("sdpa", lower=print, attend=print)',
+        'register_backend("sdpa", print)',
         BackendError,
         "register_backend('sdpa')",
         "the name is taken",

@@ -6,10 +6,11 @@ Build a mask from the vocabulary or from any function, combine with ``& | ^ ~``,
 
 from maskmod.algebra import Mask, mask_mod, same_structure
 from maskmod.attention import Choice, attention, lower, register_backend, select_backend
-from maskmod.blocks import BlockClasses, Tiles, block_mask, classify_blocks, classify_tiles
-from maskmod.dense import vmap_mask
-from maskmod.draw import draw
-from maskmod.indexing import at_positions, per_head, remap, shift, where
+from maskmod.blocks.block_mask import block_mask
+from maskmod.blocks.classify import BlockClasses, classify_blocks
+from maskmod.choose import per_head, where
+from maskmod.dense import additive_bias, dense_mask
+from maskmod.facts.tiles import Tiles, classify_tiles
 from maskmod.masks import (
     blockwise,
     causal,
@@ -22,9 +23,11 @@ from maskmod.masks import (
     sliding_window,
     window,
 )
-from maskmod.readers import additive_bias, dense_mask
+from maskmod.masks.trees import dfs_tree, tree
+from maskmod.oracle import vmap_mask
+from maskmod.pictures.text import draw
+from maskmod.positions import at_positions, remap, shift
 from maskmod.serving import DecodePlan
-from maskmod.trees import dfs_tree, tree
 
 __version__ = "0.1.0"
 

@@ -5,52 +5,31 @@ Backends explain themselves; this module knows none of their layouts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Mask, MaskMod, as_mask, device_of, sizes_of
-from maskmod.backends import Backend, Lowered, Request, eager, flash, flex, sdpa
-from maskmod.empty_rows import check_policy
-from maskmod.errors import BackendError, MaskShapeError, MaskTypeError, UnsupportedMask
-from maskmod.readers import shared_sizes
-from maskmod.tracing import known_true
+from maskmod._torch.tracing import known_true
+from maskmod.algebra import MaskMod
+from maskmod.analyser.reading import Reading, read
+from maskmod.backends import registry
+from maskmod.backends.empty_rows import check_policy
+from maskmod.backends.protocol import Backend, Bid, Lowered, Request
+from maskmod.backends.registry import register_backend
+from maskmod.dense import shared
+from maskmod.errors import MaskShapeError, MaskTypeError, UnsupportedMask
 
 __all__ = ["Choice", "attention", "lower", "register_backend", "select_backend"]
 
-_BACKENDS: dict[str, Backend] = {module.BACKEND.name: module.BACKEND for module in (eager, sdpa, flex, flash)}
-
-_DENSE_LIMIT = 1 << 30
-"""Bytes of a dense mask past which `select_backend` prefers a backend without one."""
-
 
 class Choice(NamedTuple):
-    """A backend, why it was chosen, and why each other was not."""
+    """A backend, why it was chosen, why each other was not, and what each would cost (see `Bid`)."""
 
     backend: str
     why: str
     rejected: dict[str, str]
-
-
-def register_backend(
-    name: str,
-    *,
-    lower: Callable[..., Lowered],
-    attend: Callable[..., Tensor],
-    refuse: Callable[[Mask, Request], str | None] = lambda mask, request: None,
-) -> None:
-    """Add a backend, made of the three functions that `maskmod.backends.Backend` describes.
-
-    `attention` and `lower` take it by name; `select_backend` does not choose it by itself.
-
-    Raises:
-        BackendError: the name is taken.
-    """
-    if name in _BACKENDS or name == "auto":
-        raise BackendError(f"register_backend({name!r})", "the name is taken", f"Registered: {sorted(_BACKENDS)}.")
-    _BACKENDS[name] = Backend(name, lower, attend, refuse)
+    cost: dict[str, float]
 
 
 def lower(
@@ -64,6 +43,7 @@ def lower(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     empty_rows: str = "keep",
+    **options: Any,
 ) -> Lowered:
     """The mask as one backend's own arguments: a named result with ``.why`` and ``.kwargs()``.
 
@@ -73,9 +53,11 @@ def lower(
         backend: "eager", "sdpa", "flex", "flash", or a registered name.
         dtype: dtype of a bias, where the backend takes one; None is torch's default dtype.
         empty_rows: rows that see nothing: "keep" leaves them to the backend, "uniform" gives them uniform weights.
+        options: the backend's own, by name; any other is refused.
 
     Raises:
         BackendError: no such backend.
+        MaskTypeError: an option that the backend does not take.
         UnsupportedMask: the backend cannot express this mask exactly.
 
     >>> from maskmod import causal
@@ -83,10 +65,20 @@ def lower(
     {'attn_mask': None, 'is_causal': True}
     """
     check_policy("lower", empty_rows, ("keep", "uniform"))
-    mask = as_mask(mask)
-    sizes = sizes_of(mask, B, H, q_len, kv_len)
+    chosen = registry.get(backend)
+    _check_options(f"lower(mask, {backend!r}", chosen, options)
+    reading = read(mask, B, H, q_len, kv_len, device=device)
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    return _backend(backend).lower(mask, sizes, dtype=dtype, device=device_of(mask, device), empty_rows=empty_rows)
+    return chosen.lower(reading, dtype=dtype, empty_rows=empty_rows, **options)
+
+
+def _check_options(written: str, backend: Backend, options: dict[str, Any]) -> None:
+    for name in options:
+        if name not in backend.options:
+            known = ", ".join(backend.options) or "none"
+            raise MaskTypeError(
+                f"{written}, {name}=...)", f"{backend.name} has no option {name!r}", f"Its options: {known}."
+            )
 
 
 def select_backend(
@@ -103,41 +95,29 @@ def select_backend(
 ) -> Choice:
     """Which backend `attention` takes for this call, why, and why not the others: from structure and sizes alone.
 
-    SDPA's fused kernels win wherever they need no mask. With one, flex wins on GPUs for long queries, and anywhere
-    once a dense mask would pass 1 GiB; else SDPA.
+    Every backend bids; the lowest estimate is taken. ``Choice.rejected`` says why each other was not.
 
     >>> from maskmod import causal
     >>> select_backend(causal(), 1, 8, 512, 512).backend
     'sdpa'
     """
-    mask = as_mask(mask)
-    sizes = sizes_of(mask, B, H, q_len, kv_len)
-    device = device_of(mask, device)
+    reading = read(mask, B, H, q_len, kv_len, device=device)
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    request = Request(sizes, dtype, device, requires_grad, enable_gqa)
-    rejected = {
-        name: backend.refuse(mask, request) or "it runs where it is asked for by name"
-        for name, backend in _BACKENDS.items()
-        if name not in ("sdpa", "flex")
-    }
-    rejected["eager"] = "it is the reference: slower than the fused kernels and never needed for correctness"
-    maskless = sdpa.maskless(mask, sizes)
-    if maskless is not None:
-        return Choice("sdpa", maskless.why, rejected | {"flex": "SDPA needs no mask here"})
-    refusal = flex.refuse(mask, request)
-    dense_bytes = sizes.B * sizes.H * q_len * kv_len
-    if refusal is None and known_true(dense_bytes > _DENSE_LIMIT):  # at most; one mask may serve all rows or heads
-        shared = shared_sizes(mask, sizes, device=device)
-        dense_bytes = shared.B * shared.H * q_len * kv_len
-    if refusal is None and known_true(dense_bytes > _DENSE_LIMIT):
-        return Choice(
-            "flex", f"a dense mask would take {dense_bytes / 2**30:.1f} GiB", rejected | {"sdpa": "dense mask"}
-        )
-    if refusal is None and device.type == "cuda" and not known_true(q_len < 128):
-        why = "on a GPU it skips the empty blocks of a long query"
-        return Choice("flex", why, rejected | {"sdpa": "a dense mask keeps it off its flash kernel"})
-    refusal = refusal or "for this size and device a dense mask is cheaper than a compiled kernel"
-    return Choice("sdpa", "a dense boolean mask; no cheaper form is proven", rejected | {"flex": refusal})
+    return _choose(reading, Request(dtype, reading.device, requires_grad, enable_gqa))
+
+
+def _choose(reading: Reading, request: Request) -> Choice:
+    bids: dict[str, Bid] = {}
+    rejected: dict[str, str] = {}
+    for name in registry.names():
+        bid = registry.get(name).bid(reading, request)
+        if isinstance(bid, Bid):
+            bids[name] = bid
+        else:
+            rejected[name] = bid
+    chosen = min(bids, key=lambda name: bids[name].cost)
+    rejected |= {name: f"its estimate is higher: {bid.why}" for name, bid in bids.items() if name != chosen}
+    return Choice(chosen, bids[chosen].why, rejected, {name: bid.cost for name, bid in bids.items()})
 
 
 def attention(
@@ -171,26 +151,18 @@ def attention(
     """
     check_policy("attention", empty_rows, ("zero", "uniform"))
     B, H, q_len, kv_len = _check_shapes(q, k, v, enable_gqa)
-    mask = as_mask(mask)
-    sizes = sizes_of(mask, B, H, q_len, kv_len)
     requires_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    sizes = shared_sizes(mask, sizes, device=q.device)
+    reading = shared(read(mask, B, H, q_len, kv_len, device=q.device))
+    request = Request(q.dtype, q.device, requires_grad, enable_gqa)
     if backend == "auto":
-        facts = {"dtype": q.dtype, "device": q.device, "requires_grad": requires_grad, "enable_gqa": enable_gqa}
-        backend = select_backend(mask, *sizes, **facts).backend
-    chosen = _backend(backend)
-    refusal = chosen.refuse(mask, Request(sizes, q.dtype, q.device, requires_grad, enable_gqa))
-    if refusal is not None:
-        raise UnsupportedMask(f"attention(backend={backend!r})", refusal, 'Use backend="auto" or "sdpa".')
-    args = chosen.lower(mask, sizes, dtype=q.dtype, device=q.device, empty_rows="keep")
-    out = chosen.attend(q, k, v, mask, args, scale=scale, enable_gqa=enable_gqa, empty_rows=empty_rows)
+        backend = _choose(reading, request).backend
+    chosen = registry.get(backend)
+    bid = chosen.bid(reading, request)
+    if not isinstance(bid, Bid):
+        raise UnsupportedMask(f"attention(backend={backend!r})", bid, 'Use backend="auto" or "sdpa".')
+    args = chosen.lower(reading, dtype=q.dtype)
+    out = chosen.attend(q, k, v, reading, args, scale=scale, enable_gqa=enable_gqa, empty_rows=empty_rows)
     return out.to(q.dtype)  # autocast answers in a dtype of its own, another on each backend
-
-
-def _backend(name: str) -> Backend:
-    if name not in _BACKENDS:
-        raise BackendError(f"backend={name!r}", "no such backend", f"Registered: {sorted(_BACKENDS)}.")
-    return _BACKENDS[name]
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> tuple[int, int, int, int]:

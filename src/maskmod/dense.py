@@ -1,146 +1,111 @@
-"""The oracle: a predicate lifted over every index by nested `torch.vmap`. This is what a mask means.
-
-Every other path in the library is a fast path and is tested equal to this one. Nothing here looks inside a mask.
-"""
+"""Read a mask as a tensor, boolean or additive. This module decides how to evaluate, never what a mask means."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Index, Mask, MaskMod, as_mask, device_of, sizes_of, spell
-from maskmod.errors import MaskShapeError, MaskTypeError, TruthValueError
-from maskmod.tracing import known_true, tracing
+from maskmod._torch.tracing import known_true, readable
+from maskmod.algebra import MaskMod
+from maskmod.analyser.reading import Reading, read
+from maskmod.blocks.paint import paint
+from maskmod.errors import MaskTypeError, MaskValueError
+from maskmod.oracle import reads_b_and_h, vmap_mask
 
-__all__ = ["reads_b_and_h", "scalar_bool", "storable", "vmap_at", "vmap_mask"]
+__all__ = ["additive_bias", "bias_from_bool", "dense_mask", "dense_of", "shared"]
 
 
-def vmap_mask(
-    mask: MaskMod, B: int | None, H: int | None, q_len: int, kv_len: int, *, device: torch.device | str | None = None
+def dense_mask(
+    mask: MaskMod,
+    B: int | None,
+    H: int | None,
+    q_len: int,
+    kv_len: int,
+    *,
+    device: torch.device | str | None = None,
+    method: str = "auto",
 ) -> Tensor:
-    """The meaning of a mask: bool ``(B, H, q_len, kv_len)``, True = visible.
+    """The mask as bool ``(B, H, q_len, kv_len)``, True = visible; the same bits whatever the method.
 
     The result may be an expanded view: an index that the predicate does not read has stride 0. Clone it before writing.
 
     Args:
         mask: any callable ``(b, h, q_idx, kv_idx) -> bool``.
         B, H: sizes; None means 1.
-        device: where the indices live; None takes the device of the mask's own tensors, else torch's default.
+        device: None takes the device of the mask's own tensors, else torch's default.
+        method: "vmap", "blocks" (fill whole blocks, evaluate partial ones; needs a predicate that the analyser can
+            record, and no trace), or "auto": blocks where they apply, else vmap.
 
-    Raises:
-        MaskShapeError: a table of the mask is too short for these sizes, or the predicate returned more than a scalar.
-        MaskTypeError: the predicate returned something that is no bool.
-        TruthValueError: the predicate used ``and``, ``or``, ``not`` or ``if`` on an index.
-
-    >>> vmap_mask(lambda b, h, q_idx, kv_idx: kv_idx <= q_idx, 1, 1, 2, 3).int().tolist()
-    [[[[1, 0, 0], [1, 1, 0]]]]
+    >>> from maskmod import causal
+    >>> dense_mask(causal(), 1, 1, 2, 2).tolist()
+    [[[[True, False], [True, True]]]]
     """
-    mask = as_mask(mask)
-    sizes = sizes_of(mask, B, H, q_len, kv_len)
-    device = device_of(mask, device)
-    if any(known_true(size == 0) for size in sizes):
-        return torch.empty(sizes, dtype=torch.bool, device=device)
-    return _lift(mask, [torch.arange(size, device=device) for size in sizes])
+    if method not in ("auto", "vmap", "blocks"):
+        raise MaskValueError(f"dense_mask(method={method!r})", "no such method", 'Pass "auto", "vmap" or "blocks".')
+    return dense_of(read(mask, B, H, q_len, kv_len, device=device), method)
 
 
-def reads_b_and_h(mask: MaskMod, *, device: torch.device | str | None = None) -> tuple[bool, bool]:
-    """Whether the predicate reads the batch index, and the head index: found out by tracing it once, never asked.
-
-    The lift of a probe of one query and one key has stride 0 along an index that the predicate does not read. Works
-    inside a graph.
-
-    >>> reads_b_and_h(lambda b, h, q_idx, kv_idx: q_idx - kv_idx < h)
-    (False, True)
-    """
-    mask = as_mask(mask)
-    index = torch.zeros(
-        2, dtype=torch.int64, device=device_of(mask, device)
-    )  # row 0 and head 0, twice: always in range
-    probe = _lift(mask, [index, index, index[:1], index[:1]])
-    return probe.stride(0) != 0, probe.stride(1) != 0
-
-
-def vmap_at(mask: Mask, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-    """The meaning of a mask on tiles: lanes (n,), queries (n, nq) and keys (n, nkv) to bool (n, nq, nkv)."""
-
-    def scalar(b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Tensor:
-        return scalar_bool(mask, mask(b, h, q_idx, kv_idx), q_idx.device)
-
-    lifted = scalar
-    for in_dims in ((None, None, None, 0), (None, None, 0, None), (0, 0, 0, 0)):
-        lifted = torch.vmap(lifted, in_dims=in_dims)
-    return _run(mask, lifted, [b, h, q_idx, kv_idx])
-
-
-def _lift(mask: Mask, indices: list[Tensor]) -> Tensor:
-    def scalar(b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Tensor:
-        return storable(scalar_bool(mask, mask(b, h, q_idx, kv_idx), q_idx.device))
-
-    lifted = scalar
-    for axis in (3, 2, 1, 0):  # innermost first: the batch index is mapped last and so becomes the leading dimension
-        lifted = torch.vmap(lifted, in_dims=tuple(0 if i == axis else None for i in range(4)))
-    return _run(mask, lifted, indices)
-
-
-def _run(mask: Mask, lifted: Callable[..., Tensor], indices: list[Tensor]) -> Tensor:
-    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
-
-    # The mode makes `table[idx]` with a traced 0-d index a gather; without it torch asks the index for its value.
-    with TransformGetItemToIndex():
-        if tracing():
-            return lifted(*indices)
-        try:
-            return lifted(*indices)
-        except RuntimeError as error:
-            if "data-dependent control flow" in str(error) or ".item()" in str(error):
-                raise _truth_value(mask) from error
-            elsewhere = {tensor.device for tensor in mask.tensors() if tensor.dim()} - {indices[0].device}
-            if elsewhere:
-                raise MaskTypeError(
-                    f"{mask!r} read on {indices[0].device}",
-                    f"it holds tensors on {' and '.join(sorted(map(str, elsewhere)))}",
-                    f'Move them: mask.to("{indices[0].device}").',
-                ) from error
-            raise
-
-
-def scalar_bool(mask: MaskMod, result: Any, device: torch.device) -> Tensor:
-    """What a predicate returned for one index each, as a 0-d bool tensor; an error for anything that is none."""
-    if isinstance(result, bool):
-        return torch.full((), result, device=device)
-    if not isinstance(result, Tensor) or result.dtype != torch.bool:
-        seen = spell(result) if isinstance(result, Tensor) else f"a {type(result).__name__}"
-        raise MaskTypeError(
-            f"{mask!r} called with one index each",
-            f"it returned {seen}, not a bool",
-            "A mask says which keys are visible: compare (`x != 0`); a bias belongs in a score_mod.",
+def dense_of(reading: Reading, method: str = "auto") -> Tensor:
+    """`dense_mask` of a mask that was read."""
+    mask, painted = reading.mask, None
+    here = all(tensor.device.type == reading.device.type for tensor in mask.tensors() if tensor.dim())
+    if method != "vmap" and here and readable(*mask.tensors()):  # painted where the tables are, never elsewhere
+        painted = paint(reading)
+    if painted is None and method == "blocks":
+        raise MaskValueError(
+            f'dense_mask({mask!r}, method="blocks")', "it cannot be painted here", 'Pass method="auto" or "vmap".'
         )
-    if result.dim():
-        raise MaskShapeError(
-            f"{mask!r} called with one index each",
-            f"it returned {spell(result)}, not a scalar",
-            "Reduce it with .any() or .all(), or index the table with every index it has.",
-        )
-    return result
+    return vmap_mask(mask, *reading.sizes, device=reading.device) if painted is None else painted
 
 
-def storable(visible: Tensor) -> Tensor:
-    """The same booleans, in a form that a graph on CPU writes to memory ten times faster.
+def additive_bias(
+    mask: MaskMod,
+    B: int | None,
+    H: int | None,
+    q_len: int,
+    kv_len: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str | None = None,
+    hidden: float | None = None,
+) -> Tensor:
+    """The mask as a bias to add to attention scores: 0 where visible, ``hidden`` elsewhere, ``(B, H, q_len, kv_len)``.
 
-    Inductor (torch 2.13) stores its vectors of booleans lane by lane, 6 ns each. It has no vectors of int16, and leaves
-    a loop with one in it to the C++ compiler, which vectorises the whole.
+    Built from the boolean by one `torch.where`; biases of two masks must never be added (two minima overflow to
+    -inf): combine the masks instead. A row that sees nothing gets ``hidden`` everywhere, which softmax turns into
+    uniform weights for the default and into NaN for -inf.
+
+    Args:
+        dtype: a floating dtype.
+        hidden: the value for hidden keys; None takes ``torch.finfo(dtype).min``.
+
+    >>> from maskmod import causal
+    >>> additive_bias(causal(), 1, 1, 2, 2, dtype=torch.float32, hidden=-1e9)[0, 0].tolist()
+    [[0.0, -1000000000.0], [0.0, 0.0]]
     """
-    if visible.device.type != "cpu" or not tracing():
-        return visible
-    return visible.to(torch.int16) != 0
+    if not dtype.is_floating_point:
+        raise MaskTypeError(f"additive_bias(dtype={dtype})", "a bias is added to scores", "Pass a floating dtype.")
+    visible = dense_mask(mask, B, H, q_len, kv_len, device=device)
+    return bias_from_bool(visible, dtype, torch.finfo(dtype).min if hidden is None else hidden)
 
 
-def _truth_value(mask: Mask) -> TruthValueError:
-    return TruthValueError(
-        f"{mask!r} evaluated by vmap",
-        "the predicate asks a tensor for its truth value or its number: `and`, `or`, `not`, `if`, `.item()`",
-        "Write `&`, `|`, `x ^ True`, and torch.where(condition, a, b).",
-    )
+def bias_from_bool(visible: Tensor, dtype: torch.dtype, hidden: float) -> Tensor:
+    """0 where visible, ``hidden`` elsewhere."""
+    zero = torch.zeros((), dtype=dtype, device=visible.device)
+    return torch.where(visible, zero, torch.full((), hidden, dtype=dtype, device=visible.device))
+
+
+def shared(reading: Reading) -> Reading:
+    """The same mask read at 1 for B, or H, where one mask serves every row, or every head.
+
+    A table of B rows keeps B even where it makes no difference (`shift(full(), q_offset=rows)`): it fits no other size.
+    """
+    mask, sizes = reading.mask, reading.sizes
+    if not reading.traced and reading.root is not None:
+        lanes = reading.lanes
+    else:
+        reads_b, reads_h = reads_b_and_h(mask, device=reading.device)
+        lanes = sizes._replace(B=sizes.B if reads_b else 1, H=sizes.H if reads_h else 1)
+    if any(tensor.dim() and known_true(tensor.shape[0] == sizes.B) for tensor in mask.tensors()):
+        lanes = lanes._replace(B=sizes.B)
+    return Reading(reading.written, lanes, reading.device)

@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskmod._torch.tracing import known_true, readable
+from maskmod.algebra.lookup import check_table
 from maskmod.errors import MaskShapeError, MaskValueError
-from maskmod.tables import check_table
-from maskmod.tracing import known_true, readable
 
 __all__ = [
     "cu_seqlens_from_document_ids",

@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Mask, Sizes
-from maskmod.backends import Backend, Request
-from maskmod.empty_rows import check_absorbs, fill_empty_rows
-from maskmod.readers import additive_bias
+from maskmod.analyser.reading import Reading
+from maskmod.backends.dense_holder import DenseHolder
+from maskmod.backends.empty_rows import check_absorbs, fill_empty_rows
+from maskmod.backends.protocol import Backend, Bid, Holder, Request, Step
+from maskmod.dense import bias_from_bool, dense_of
+from maskmod.errors import MaskTypeError
 
-__all__ = ["BACKEND", "EagerArgs", "eager_attention"]
+__all__ = ["Eager", "EagerArgs", "eager_attention"]
 
 
 class EagerArgs(NamedTuple):
@@ -43,33 +45,56 @@ def eager_attention(
     return (scores.softmax(-1).to(v.dtype) @ v).to(q.dtype)
 
 
-def lower(
-    mask: Mask, sizes: Sizes, *, dtype: torch.dtype, device: torch.device | None, empty_rows: str = "keep"
-) -> EagerArgs:
-    if empty_rows == "uniform":  # a row of minima is one of uniform weights: the bias itself is the same as for "keep"
-        check_absorbs('lower(mask, "eager"', dtype)
-    return EagerArgs(
-        additive_bias(mask, *sizes, dtype=dtype, device=device), "a bias: the reference adds it to the scores"
-    )
+class Eager(Backend):
+    name = "eager"
+
+    def lower(self, reading: Reading, *, dtype: torch.dtype, empty_rows: str = "keep") -> EagerArgs:
+        if empty_rows == "uniform":  # a row of minima is one of uniform weights: the bias itself is that of "keep"
+            check_absorbs('lower(mask, "eager"', dtype)
+        bias = bias_from_bool(dense_of(reading), dtype, torch.finfo(dtype).min)
+        return EagerArgs(bias, "a bias: the reference adds it to the scores")
+
+    def read_back(self, args: EagerArgs) -> Tensor:
+        return args.attn_bias == 0
+
+    def bid(self, reading: Reading, request: Request) -> Bid | str:
+        return Bid(64.0, "the reference, in plain torch operations")
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        reading: Reading,
+        args: EagerArgs,
+        *,
+        scale: float | None,
+        enable_gqa: bool,
+        empty_rows: str,
+    ) -> Tensor:
+        out = eager_attention(q, k, v, attn_bias=args.attn_bias, scale=scale, enable_gqa=enable_gqa)
+        return fill_empty_rows(out, (args.attn_bias == 0).any(-1, keepdim=True), v, empty_rows)
+
+    def holder(self, step: Step) -> Holder:
+        return _BiasHolder(step)
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Mask,
-    args: EagerArgs,
-    *,
-    scale: float | None,
-    enable_gqa: bool,
-    empty_rows: str,
-) -> Tensor:
-    out = eager_attention(q, k, v, attn_bias=args.attn_bias, scale=scale, enable_gqa=enable_gqa)
-    return fill_empty_rows(out, (args.attn_bias == 0).any(-1, keepdim=True), v, empty_rows)
+class _BiasHolder(DenseHolder):
+    """A bias (B, H|1, q_len, kv_len): 0 where visible, the dtype's minimum where hidden."""
 
+    def __init__(self, step: Step):
+        if not step.dtype.is_floating_point:
+            written = f'DecodePlan({step.written!r}, backend="eager", dtype={step.dtype})'
+            raise MaskTypeError(written, "a bias is added to scores", "Pass a floating dtype.")
+        super().__init__(step)
+        self.bias = self.visible = torch.zeros(step.sizes, dtype=step.dtype, device=step.device)
+        self.args = EagerArgs(self.bias, "a bias at a fixed address, rewritten each step")
 
-def refuse(mask: Mask, request: Request) -> str | None:
-    return None
+    def buffers(self) -> list[Tensor]:
+        return [self.bias]
 
+    def lines(self) -> list[str]:
+        return [line.replace("boolean", f"bias {self.bias.dtype}", 1) for line in super().lines()]
 
-BACKEND = Backend("eager", lower, attend, refuse)
+    def write_(self) -> None:
+        self.bias.copy_(bias_from_bool(self.read(), self.bias.dtype, torch.finfo(self.bias.dtype).min))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskmod.abstract import evaluate
-from maskmod.algebra import Mask, Sizes
-from maskmod.blocks.analysis import Analysis, TileList
+from maskmod.analyser.reading import Reading
+from maskmod.analyser.record import evaluate
+from maskmod.analyser.settle import TileList
 
 __all__ = ["paint"]
 
@@ -19,11 +19,12 @@ BLOCK = 32  # tokens; smaller blocks have less boundary to evaluate, larger ones
 BROADCAST_TOKENS = 1 << 16  # masks of at most so many tokens are evaluated at once
 
 
-def paint(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor | None:  # bool (B, H, q_len, kv_len)
+def paint(reading: Reading) -> Tensor | None:  # bool (B, H, q_len, kv_len)
     """The mask, or None if the predicate is not understood. The result may be a view: clone it before writing."""
-    if 0 in sizes:
+    sizes, device = reading.sizes, reading.device
+    if reading.is_empty:
         return torch.empty(sizes, dtype=torch.bool, device=device)
-    analysis = Analysis(mask, sizes, (BLOCK, BLOCK), device, looks=True)
+    analysis = reading.analysis((BLOCK, BLOCK), looks=True)
     if analysis.root is None:
         return None
     shape = (*analysis.lanes, sizes.q_len, sizes.kv_len)

@@ -34,7 +34,7 @@ def draw(
     h: Annotated[int, typer.Option("--h", help="The head to draw.", min=0)] = 0,
 ) -> None:
     """Draw a mask: # is visible, . is hidden; a row for each query, a column for each key."""
-    from maskmod.draw import draw as picture_of
+    from maskmod.pictures.text import draw as picture_of
 
     typer.echo(picture_of(mask_from_text(mask), q_len, kv_len or q_len, B=batch, H=heads, b=b, h=h))
 

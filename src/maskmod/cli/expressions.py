@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from maskmod import indexing, masks
+from maskmod import choose, masks, positions
 from maskmod.algebra import Mask, as_mask
 from maskmod.errors import MaskTypeError, MaskValueError
 
 __all__ = ["mask_from_text"]
 
 _VOCABULARY: dict[str, Callable] = {
-    name: getattr(module, name) for module in (masks, indexing) for name in module.__all__ if name[0].islower()
+    name: getattr(module, name) for module in (masks, positions, choose) for name in module.__all__ if name[0].islower()
 }
 _INT_BITS = 62  # of an index, with room for a sum
 

@@ -18,8 +18,8 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, and_masks, or_masks
 
 from maskmod.algebra import Mask, MaskMod
-from maskmod.blocks import block_mask
-from maskmod.readers import dense_mask
+from maskmod.blocks.block_mask import block_mask
+from maskmod.dense import dense_mask
 
 __all__ = ["and_masks", "create_block_mask", "create_mask", "or_masks"]
 

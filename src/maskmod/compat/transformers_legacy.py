@@ -13,12 +13,12 @@ import warnings
 import torch
 from torch import Tensor
 
+from maskmod._torch.tracing import readable, tracing
 from maskmod.algebra import Mask
 from maskmod.compat.transformers.predicates import sliding_window_causal_mask_function
-from maskmod.indexing import shift
+from maskmod.dense import additive_bias
 from maskmod.masks import causal, key_padding
-from maskmod.readers import additive_bias
-from maskmod.tracing import readable, tracing
+from maskmod.positions import shift
 
 __all__ = ["AttentionMaskConverter"]
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from maskmod.backends import Lowered
 from maskmod.backends.eager import eager_attention
+from maskmod.backends.protocol import Lowered
 from maskmod.demo.model import Attend, Config
 
 __all__ = ["KERNELS", "KVCache", "cached", "cacheless"]

@@ -6,13 +6,13 @@ What moves from step to step is in tensors, so one graph serves every step. This
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from maskmod import Mask, at_positions, key_padding, lower, shift
+from maskmod._torch.workarounds import isolated
 from maskmod.demo.attend import KVCache, cached, cacheless
 from maskmod.demo.model import Model
 from maskmod.demo.text import LeftPadded
@@ -20,9 +20,7 @@ from maskmod.demo.text import LeftPadded
 __all__ = ["Generator", "Reference", "generate_uncompiled", "over_slots"]
 
 
-_OWN_GRAPHS: dict[str, Any] = (
-    {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
-)
+_OWN_GRAPHS: dict[str, Any] = isolated()
 """Each generator keeps its own graphs: without this, those of all backends count against one limit."""
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskmod._torch.tracing import known_true, readable
 from maskmod.algebra import Mask, MaskMod
 from maskmod.compat.transformers.interfaces import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from maskmod.compat.transformers.predicates import (
@@ -32,7 +33,6 @@ from maskmod.compat.transformers.predicates import (
 )
 from maskmod.compat.transformers.settings import DEFAULTS, is_strict
 from maskmod.errors import MaskShapeError, UnsupportedMask
-from maskmod.tracing import known_true, readable
 
 __all__ = [
     "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING",

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
+from maskmod._torch.tracing import known_true, readable
+from maskmod._torch.workarounds import storable
 from maskmod.algebra import And, Mask, MaskMod, Or, Sizes, as_mask, conjuncts
-from maskmod.blocks import block_mask
+from maskmod.blocks.block_mask import block_mask
 from maskmod.compat.transformers.predicates import (
     Spans,
     causal_mask_function,
@@ -24,12 +26,11 @@ from maskmod.compat.transformers.predicates import (
     stored,
 )
 from maskmod.compat.transformers.settings import is_strict
-from maskmod.dense import reads_b_and_h, storable
+from maskmod.dense import bias_from_bool, dense_mask
 from maskmod.errors import UnsupportedMask
-from maskmod.indexing import Remap, Shift, shift
 from maskmod.masks import Causal, Chunked, Document, Full, KeyPadding, SlidingWindow, Window
-from maskmod.readers import bias_from_bool, dense_mask
-from maskmod.tracing import known_true, readable
+from maskmod.oracle import reads_b_and_h
+from maskmod.positions import Remap, Shift, shift
 
 __all__ = [
     "ALL_MASK_ATTENTION_FUNCTIONS",

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskmod._torch.tracing import readable
 from maskmod.algebra import Index, Mask, MaskMod, as_mask
-from maskmod.indexing import remap, shift
 from maskmod.masks import causal, chunked, document, full, key_padding, window
-from maskmod.tracing import readable
+from maskmod.positions import remap, shift
 
 __all__ = [
     "add_offsets_to_mask_function",

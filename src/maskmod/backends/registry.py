@@ -1,0 +1,50 @@
+"""Backends by name. This is the one list of those that come with the library; others register themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from maskmod.backends.eager import Eager
+from maskmod.backends.flash import Flash
+from maskmod.backends.flex import Flex
+from maskmod.backends.protocol import Backend
+from maskmod.backends.sdpa import Sdpa
+from maskmod.errors import BackendError, MaskTypeError
+
+__all__ = ["get", "names", "register_backend"]
+
+_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Eager(), Sdpa(), Flex(), Flash())}
+
+
+def get(name: str) -> Backend:
+    """The backend of this name.
+
+    Raises:
+        BackendError: nobody registered one.
+    """
+    if name not in _BACKENDS:
+        raise BackendError(f"backend={name!r}", "no such backend", f"Registered: {sorted(_BACKENDS)}.")
+    return _BACKENDS[name]
+
+
+def names() -> Iterator[str]:
+    """The registered names, in the order they were registered."""
+    return iter(tuple(_BACKENDS))
+
+
+def register_backend(name: str, backend: Backend) -> None:
+    """Add a `maskmod.backends.protocol.Backend` under a name; it is then lowered to, chosen and planned like any other.
+
+    Raises:
+        BackendError: the name is taken.
+        MaskTypeError: it is no Backend.
+    """
+    if name in _BACKENDS or name == "auto":
+        raise BackendError(f"register_backend({name!r})", "the name is taken", f"Registered: {sorted(_BACKENDS)}.")
+    if not isinstance(backend, Backend):
+        raise MaskTypeError(
+            f"register_backend({name!r}, {backend!r})",
+            f"a {type(backend).__name__}",
+            "Pass an instance of a maskmod.backends.protocol.Backend subclass.",
+        )
+    _BACKENDS[name] = backend

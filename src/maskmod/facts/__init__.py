@@ -1,0 +1,1 @@
+"""What is true of a mask that was read: free functions, each exact or silent."""
