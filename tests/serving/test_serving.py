@@ -435,7 +435,7 @@ def test_errors():
         DecodePlan(causal(), RingCache(6, 3), B, H, 6, backend="sdpa")
     with pytest.raises(MaskValueError, match="301 slots needed from position 0, 300 there, 1 too few"):
         DecodePlan(causal(), StaticCache(300), B, H, 301, backend="sdpa")
-    with pytest.raises(BackendError, match="no such backend. Registered: "):
+    with pytest.raises(BackendError, match="no such backend"):
         DecodePlan(causal(), StaticCache(300), B, H, 1, backend="fast")
     plan = DecodePlan(causal(), StaticCache(300), B, H, 2, backend="sdpa")
     with pytest.raises(MaskShapeError, match="3 rows, the plan has 2"):
