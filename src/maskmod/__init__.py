@@ -10,6 +10,7 @@ from maskmod.blocks.block_mask import block_mask
 from maskmod.blocks.classify import BlockClasses, classify_blocks
 from maskmod.choose import per_head, where
 from maskmod.dense import additive_bias, dense_mask
+from maskmod.facts.proofs import Element, Proof, disjoint, equal, implies, is_empty, is_full, leaks_future
 from maskmod.facts.tiles import Tiles, classify_tiles
 from maskmod.masks import (
     blockwise,
@@ -35,7 +36,9 @@ __all__ = [
     "BlockClasses",
     "Choice",
     "DecodePlan",
+    "Element",
     "Mask",
+    "Proof",
     "Tiles",
     "additive_bias",
     "at_positions",
@@ -48,10 +51,16 @@ __all__ = [
     "classify_tiles",
     "dense_mask",
     "dfs_tree",
+    "disjoint",
     "document",
     "draw",
+    "equal",
     "full",
+    "implies",
+    "is_empty",
+    "is_full",
     "key_padding",
+    "leaks_future",
     "lower",
     "mask_mod",
     "per_head",

@@ -146,12 +146,26 @@ class _Question:
 
     def may_within(self, equal: Sides, order: Sides, given: _Given) -> Tensor:
         """`order` among tokens of equal ids; see the module's docstring."""
+        if self.blocks.tape.traced:
+            found = self.ordered_within(equal, order)
+        else:  # asked again for every list of tiles: summed once, and its summaries with it
+            if (equal, order) not in self.blocks.ordered:
+                self.blocks.ordered[equal, order] = self.ordered_within(equal, order)
+            found = self.blocks.ordered[equal, order]
+        if found is None:
+            return self.constant(True)
+        q, kv, flip, room = found
+        left, right = self.summary(q, given), self.summary(kv, given)
+        return (_may(order.op, right, left) if flip else _may(order.op, left, right)) | ~room
+
+    def ordered_within(self, equal: Sides, order: Sides) -> tuple[Node, Node, bool, Tensor] | None:
+        """Both sides of `order` with the ids in front, whether they are swapped, and whether nothing overflows."""
         ids = [_total(side) for side in (equal.q, equal.kv)]
         parts = [_total(side) for side in (order.q, order.kv)]
         if ids[0] is None or ids[1] is None or parts[0] is None or parts[1] is None:
-            return self.constant(True)
+            return None
         if not (_is_small(equal.constant) and _is_small(order.constant)):
-            return self.constant(True)
+            return None
         # Ids and offsets mostly grow together: write the order so that growing positions count positively.
         flip = _falls(order.q)
         f, g = parts[0].value.long(), parts[1].value.long() + _extra(order)
@@ -165,16 +179,17 @@ class _Question:
         for _, node in (*equal.q, *equal.kv, *equal.free, *order.q, *order.kv, *order.free):
             smallest, largest = (x(node, (), self.frame.ratio) for x in (self.blocks.lo, self.blocks.hi))
             room = room & _trusted(smallest.amin(), largest.amax())
-        left = self.summary((a - low_id) * M + (f - low), Q, given)
-        right = self.summary((c - low_id) * M + (g - low), KV, given)
-        return (_may(order.op, right, left) if flip else _may(order.op, left, right)) | ~room
+        left = self.derived((a - low_id) * M + (f - low), Q)
+        right = self.derived((c - low_id) * M + (g - low), KV)
+        return left, right, flip, room
 
-    def summary(self, value: Tensor, axes: int, given: _Given) -> tuple[Tensor, Tensor]:
-        tape = self.blocks.tape
-        node = Node(tape, "derived", (), value[(0,) * value.dim()])
+    def derived(self, value: Tensor, axes: int) -> Node:
+        node = Node(self.blocks.tape, "derived", (), value[(0,) * value.dim()])
         node.axes, node._value = axes, value
-        guard = given.guard(axes)
-        spread, ratio = self.frame.spread, self.frame.ratio
+        return node
+
+    def summary(self, node: Node, given: _Given) -> tuple[Tensor, Tensor]:
+        guard, spread, ratio = given.guard(node.axes), self.frame.spread, self.frame.ratio
         return spread(self.blocks.lo(node, guard, ratio)), spread(self.blocks.hi(node, guard, ratio))
 
     # Values

@@ -81,6 +81,7 @@ class Blocks:
         self.counts = tuple(-(-n // s) for n, s in zip(tape.lengths[2:], size, strict=True))
         self._done: dict[tuple, Tensor] = {}
         self._sorted: dict[int, bool] = {}
+        self.ordered: dict = {}  # what `may` derives from an order beside an equality, once for all frames
 
     def _cached(self, kind: str, node: Node, guard: Guard, ratio: int, base: Callable, reduce: Callable) -> Tensor:
         """The summary over blocks; over tiles of `ratio` blocks, reduced from it."""
