@@ -5,8 +5,6 @@ Facts, readers and backends take a `Reading`; nothing asks the same question of 
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 
 from maskmod._torch.tracing import known_true, tracing
@@ -30,6 +28,7 @@ class Reading:
         self.written, self.mask, self.sizes, self.device = written, as_mask(written), sizes, device
         self.traced = tracing(*self.mask.tensors())
         self.why = "recorded"
+        self._recorded, self._root = False, None
         self._analyses: dict[tuple, Analysis] = {}
 
     def __repr__(self) -> str:
@@ -40,9 +39,15 @@ class Reading:
         """Whether a size is known to be zero: there is nothing to read."""
         return any(known_true(size == 0) for size in self.sizes)
 
-    @cached_property
+    @property
     def root(self) -> Node | None:
         """The recorded predicate, or None where the analyser does not understand it (`why` says what)."""
+        if not self._recorded:  # by hand: cached_property takes a lock before Python 3.12, and a lock does not trace
+            self._recorded = True
+            self._root = self._record()
+        return self._root
+
+    def _record(self) -> Node | None:
         try:
             root = record(self.mask, *self.sizes, self.device, self.traced)
         except Unknown as reason:
