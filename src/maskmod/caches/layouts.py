@@ -15,8 +15,8 @@ from torch import Tensor
 from maskmod._torch.tracing import known_true
 from maskmod.algebra import Mask, MaskMod, as_mask, device_of, spell
 from maskmod.algebra.lookup import check_row_scalar, check_size, check_table
-from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError
-from maskmod.positions import at_positions, remap
+from maskmod.errors import MaskShapeError, MaskValueError
+from maskmod.positions import at_positions, read_cache_position, remap
 
 __all__ = [
     "CacheLayout",
@@ -347,38 +347,28 @@ def _first_and_last(
     cache_position: int | Tensor, q_len: int, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
     """The positions of this step's first and last token: (), (1,) or (B, 1), to be broadcast over slots."""
-    position = _checked(cache_position, q_len, device)
-    if position.dim() == 0 or known_true(position.shape[-1] == 1):
+    position, is_first = _checked(cache_position, q_len, device)
+    if is_first:
         return position, position + (q_len - 1)
     return position[..., :1], position[..., -1:]
 
 
 def positions_of(cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Tensor:
     """The position of every token of this step: (q_len,) or (B, q_len)."""
-    position = _checked(cache_position, q_len, device)
-    if position.dim() == 0 or known_true(position.shape[-1] == 1):
+    position, is_first = _checked(cache_position, q_len, device)
+    if is_first:
         return position + torch.arange(q_len, device=position.device)
     return position
 
 
-def _checked(cache_position: int | Tensor, q_len: int, device: torch.device | str | None) -> Tensor:
+def _checked(cache_position: int | Tensor, q_len: int, device: torch.device | str | None) -> tuple[Tensor, bool]:
+    """The position as int64, and whether it is the first query's alone."""
     check_size("q_len", q_len, unit="queries")
-    if not isinstance(cache_position, Tensor):
-        check_size("cache_position", cache_position, least=0, unit="positions before the first query")
-        return torch.full((), cache_position, dtype=torch.int64, device=device)
-    dtype = cache_position.dtype
-    if dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
-        raise MaskTypeError("cache_position", f"{spell(cache_position)} holds no positions", "Pass an integer tensor.")
-    rank = cache_position.dim()
-    if rank > 2 or (
-        rank > 0 and known_true(cache_position.shape[-1] != 1) and known_true(cache_position.shape[-1] != q_len)
-    ):
-        raise MaskShapeError(
-            f"cache_position={spell(cache_position)} with q_len={q_len}",
-            "this shape says neither where the first query is nor where every query is",
-            f"Pass an int, or a tensor of shape (), (1,), ({q_len},), (B, 1) or (B, {q_len}).",
-        )
-    return cache_position.to(device=device, dtype=torch.int64)
+    position, is_first = read_cache_position(cache_position, q_len)
+    if isinstance(position, Tensor):
+        return position.to(device=device, dtype=torch.int64), is_first
+    check_size("cache_position", position, least=0, unit="positions before the first query")
+    return torch.full((), position, dtype=torch.int64, device=device), is_first
 
 
 def _check_rows(written: object, position: Tensor, rows: int, table: str) -> None:

@@ -80,7 +80,7 @@ def _band(mask: Mask, q: _Span, kv: _Span) -> Band | None:
             return Band(None, None)
         case Chunked(size=int(size), start=int(0)) if q.is_within(size) and kv.is_within(size):
             return Band(None, None)
-        case Shift(mask=inner, q_offset=int(q_offset), kv_offset=int(kv_offset)):
+        case Shift(mask=inner, q_offset=int(q_offset), kv_offset=int(kv_offset), b_offset=None, h_offset=None):
             return _shifted(_band(inner, q.moved(q_offset), kv.moved(kv_offset)), q_offset - kv_offset)
         case And(left=left, right=right):
             return _intersection(_band(left, q, kv), _band(right, q, kv))

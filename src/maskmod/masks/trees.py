@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Mask
+from maskmod._torch.tracing import known_true, readable
+from maskmod.algebra import Mask, spell
 from maskmod.algebra.lookup import (
     check_row_count,
     check_row_scalar,
@@ -18,6 +19,7 @@ from maskmod.algebra.lookup import (
     look_up,
     row_scalar,
 )
+from maskmod.errors import MaskValueError
 
 __all__ = ["DfsTree", "Tree", "dfs_tree", "ends_from_parents", "tree"]
 
@@ -114,14 +116,58 @@ def dfs_tree(ends: Tensor, *, start: int | Tensor = 0) -> Mask:
 def ends_from_parents(parents: Tensor) -> Tensor:
     """For nodes numbered depth first, one past the last node of each node's subtree: int64 (n,) or (B, n).
 
+    Where a value may be looked at, the numbering is checked: a node must stand behind its parent, with nothing between
+    them but the parent's own descendants. In a graph, or while a CUDA graph is captured, it is taken on trust.
+
+    Args:
+        parents: the number of each node's parent, -1 for a root; integers (n,) or (B, n).
+
+    Raises:
+        MaskValueError: the nodes are not numbered depth first; the message names one.
+
     >>> ends_from_parents(torch.tensor([-1, 0, 1, 0])).tolist()
     [4, 3, 3, 4]
     """
     check_table("ends_from_parents(parents)", parents, holds="parents")
+    wide = parents.to(torch.int64)
+    ends = _first_behind(wide)
+    if readable(parents):
+        _check_depth_first(parents, wide, ends)
+    return ends
+
+
+def _first_behind(parents: Tensor) -> Tensor:
+    """The first node behind each whose parent stands before it: there its subtree is over. n log n, no loop over nodes.
+
+    ``lowest[k]`` holds the least parent among 2**k nodes from each on; a node skips as many of them as are its own.
+    """
     nodes = parents.shape[-1]
     node = torch.arange(nodes, device=parents.device)
-    reaches = parents[..., :, None] == node  # (.., n, n): whether column is row's ancestor, at first its parent
-    reaches = reaches | (node[:, None] == node)
-    for _ in range((nodes - 1).bit_length() if nodes else 0):  # each squaring doubles the paths that are covered
-        reaches = (reaches.float() @ reaches.float()) > 0
-    return node + reaches.sum(-2)
+    if known_true(nodes == 0):
+        return parents.clone()
+    lowest = [torch.nn.functional.pad(parents, (0, 1), value=-2)]  # past the end every subtree is over
+    for k in range((nodes - 1).bit_length()):
+        here = lowest[-1]
+        there = torch.nn.functional.pad(here[..., 1 << k :], (0, min(1 << k, nodes + 1)), value=-2)
+        lowest.append(torch.minimum(here, there[..., : nodes + 1]))
+    end = (node + 1).expand(parents.shape).contiguous()
+    for k in reversed(range(len(lowest))):
+        skips = lowest[k].gather(-1, end.clamp(max=nodes)) >= node
+        end = torch.where(skips, end + (1 << k), end)
+    return end
+
+
+def _check_depth_first(parents: Tensor, wide: Tensor, ends: Tensor) -> None:
+    node = torch.arange(wide.shape[-1], device=wide.device)
+    before = (wide >= -1) & (wide < node)
+    ends_later = ends.gather(-1, torch.where(before, wide, 0).clamp(min=0)) > node
+    good = before & ((wide < 0) | ends_later)
+    if bool(good.all()):
+        return
+    *row, at = (~good).nonzero()[0].tolist()
+    where = f"node {at}" + (f" of row {row[0]}" if row else "")
+    raise MaskValueError(
+        f"ends_from_parents({spell(parents)})",
+        f"{where} has the parent {int(wide[(*row, at)])}, which is not the node before it or one above that",
+        "Number the nodes depth first, each subtree in one run, or use tree(parents), which takes any order.",
+    )
