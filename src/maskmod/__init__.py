@@ -24,6 +24,7 @@ from maskmod.masks import (
     sinks,
     sliding_window,
     window,
+    within,
 )
 from maskmod.masks.trees import dfs_tree, tree
 from maskmod.oracle import vmap_mask
@@ -81,4 +82,5 @@ __all__ = [
     "vmap_mask",
     "where",
     "window",
+    "within",
 ]
