@@ -26,7 +26,16 @@ from torch.nn.attention.flex_attention import flex_attention
 import maskmod
 from maskmod import DecodePlan, dense_mask, lower
 from maskmod.backends.eager import eager_attention
-from maskmod.caches import CacheLayout, ChunkedCache, PagedCache, RingCache, SlidingCache, StaticCache, on_cache
+from maskmod.caches import (
+    CacheLayout,
+    ChunkedCache,
+    PagedCache,
+    PrefixRingCache,
+    RingCache,
+    SlidingCache,
+    StaticCache,
+    on_cache,
+)
 from maskmod.masks.trees import ends_from_parents
 from maskmod.testing import watch_graphs
 
@@ -38,9 +47,19 @@ LAYOUTS: dict[str, Callable[[], CacheLayout]] = {
     "static": lambda: StaticCache(LENGTH),
     "sliding": lambda: SlidingCache(8, 4),
     "ring": lambda: RingCache(8, 4),
+    "prefix ring": lambda: PrefixRingCache(4, 8, 4),
     "chunked": lambda: ChunkedCache(8, 4),
     "paged": lambda: PagedCache(torch.tensor([[7, 0, 3, 5, 2], [7, 1, 4, 8, 6]]), 16, num_pages=9),
 }
+
+
+HOLDS: dict[str, Callable[[], maskmod.Mask]] = {
+    "sliding": lambda: maskmod.sliding_window(8),
+    "ring": lambda: maskmod.sliding_window(8),
+    "prefix ring": lambda: maskmod.causal() & (maskmod.sliding_window(8) | maskmod.sinks(4)),
+    "chunked": lambda: maskmod.causal() & maskmod.chunked(8),
+}
+"""What a cache that forgets can hold: a plan refuses a mask that shows more, so there masks are cut to it."""
 
 
 class MaskCase(NamedTuple):
@@ -183,7 +202,11 @@ def _pairs(values: tuple) -> Iterator[tuple]:
 
 def run(cell: Cell, steps: int = STEPS) -> None:
     """Decode; raises where a cell does not hold."""
-    layout, (build, draw), kernel = LAYOUTS[cell.layout](), MASKS[cell.mask], KERNELS[cell.backend]
+    layout, (wide, draw), kernel = LAYOUTS[cell.layout](), MASKS[cell.mask], KERNELS[cell.backend]
+
+    def build(*tensors: Tensor) -> maskmod.Mask:
+        return HOLDS[cell.layout]() & wide(*tensors) if cell.layout in HOLDS else wide(*tensors)
+
     rng, q_len, sizes = random.Random(str(cell)), cell.q_len, (B, H, cell.q_len, layout.kv_len)
     held = draw(rng)
     plan = DecodePlan(build(*held), layout, B, H, q_len, backend=cell.backend)

@@ -19,7 +19,7 @@ VALID = torch.arange(LENGTH) >= torch.tensor([[0], [3]])
 LAYOUTS = {
     "static": lambda: StaticCache(LENGTH),
     "ring": lambda: RingCache(6, 4),
-    "paged": lambda: PagedCache(torch.arange(38).view(2, 19).flip(1), 16),
+    "paged": lambda: PagedCache(torch.arange(38).view(2, 19).flip(1), 16, num_pages=38),
 }
 MASK = causal() & sliding_window(5) & key_padding(VALID)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maskmod import causal, chunked, dense_mask, full, key_padding, prefix, sinks, sliding_window, window
-from maskmod.caches import ChunkedCache, PagedCache, RingCache, SlidingCache, StaticCache, on_cache
+from maskmod.caches import ChunkedCache, PagedCache, PrefixRingCache, RingCache, SlidingCache, StaticCache, on_cache
 from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError
 
 # ------------------------------------------------------------------------------------------------- the simulations
@@ -48,6 +48,11 @@ class Sliding(Cells):
         return position - self.base
 
 
+class PrefixRing(Cells):
+    def slot(self, position):
+        return position if position < PREFIX else PREFIX + (position - PREFIX) % (len(self.cells) - PREFIX)
+
+
 class Paged(Cells):
     def __init__(self, size, pages, page_size):
         super().__init__(size)
@@ -57,7 +62,7 @@ class Paged(Cells):
         return self.pages[position // self.page_size] * self.page_size + position % self.page_size
 
 
-WINDOW, HEADROOM, LENGTH, PAGE = 5, 3, 24, 4
+WINDOW, HEADROOM, LENGTH, PAGE, PREFIX = 5, 3, 24, 4, 3
 BLOCK_TABLE = [[3, 0, 7, -1, 2, 5], [3, 1, 4, 6, 8, 9]]  # the first page is shared; row 0 misses page 3
 
 
@@ -73,6 +78,11 @@ LAYOUTS = {
     "static": (lambda: StaticCache(LENGTH), lambda row: Cells(LENGTH), lambda first: 0),
     "sliding": (lambda: SlidingCache(WINDOW, HEADROOM), lambda row: Sliding(WINDOW + HEADROOM), needed_by_window),
     "ring": (lambda: RingCache(WINDOW, HEADROOM), lambda row: Ring(WINDOW + HEADROOM), needed_by_window),
+    "prefix and ring": (
+        lambda: PrefixRingCache(PREFIX, WINDOW, HEADROOM),
+        lambda row: PrefixRing(PREFIX + WINDOW + HEADROOM),
+        needed_by_window,
+    ),
     "chunked": (lambda: ChunkedCache(WINDOW, HEADROOM), lambda row: Ring(WINDOW + HEADROOM), needed_by_chunk),
     "paged": (
         lambda: PagedCache(torch.tensor(BLOCK_TABLE), PAGE, num_pages=11),
@@ -98,6 +108,10 @@ def mapped(name, row, position):
     return name != "paged" or BLOCK_TABLE[row][position // PAGE] >= 0
 
 
+def needed(name, oldest_needed, first, position):
+    return position >= oldest_needed(first) or (name == "prefix and ring" and position < PREFIX)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("seed", range(8))
 def test_slots_hold_what_a_simulated_cache_holds(name, seed):
@@ -121,7 +135,7 @@ def test_slots_hold_what_a_simulated_cache_holds(name, seed):
             visible = {i: p for i, p in enumerate(kv_positions[row].tolist()) if valid[row, i]}
             for slot, position in visible.items():
                 assert cache.cells[slot] == position, f"seed={seed} row={row} first={first} q_len={q_len} slot={slot}"
-            wanted = [p for p in range(max(0, oldest_needed(first)), last + 1) if mapped(name, row, p)]
+            wanted = [p for p in range(last + 1) if mapped(name, row, p) and needed(name, oldest_needed, first, p)]
             assert sorted(visible.values()) == wanted, f"seed={seed} row={row} first={first} q_len={q_len}"
 
 
@@ -184,7 +198,8 @@ def test_any_mask_on_any_layout(name, mask_name):
                 cache.step(first, q_len)
             for i in range(q_len):
                 for slot, position in enumerate(cache.cells):
-                    held = position is not None and oldest_needed(first) <= position <= first + q_len - 1
+                    held = position is not None and position <= first + q_len - 1
+                    held = held and needed(name, oldest_needed, first, position)
                     want = held and predicate(row, first + i, position)
                     assert visible[row][i][slot] == want, f"{name} {mask_name} firsts={firsts} q={i} slot={slot}"
 
@@ -206,7 +221,7 @@ def test_pages_change_hands_in_place():
     assert kv_positions.tolist() == [[0, 1, 2, 3, 0, 0], [0, 0, 0, 0, 0, 1]]
 
 
-@pytest.mark.parametrize("layout", [SlidingCache(4, 1), RingCache(4, 1), ChunkedCache(4, 1)])
+@pytest.mark.parametrize("layout", [SlidingCache(4, 1), RingCache(4, 1), ChunkedCache(4, 1), PrefixRingCache(2, 4, 1)])
 def test_too_little_headroom_says_how_much(layout):
     layout.slots(0, 2)
     for method in (layout.slots, layout.write_slots):
@@ -224,7 +239,7 @@ def test_a_static_cache_that_is_too_small_says_how_much():
     with pytest.raises(MaskValueError, match="9 slots needed at once, 8 there, 1 too few"):
         StaticCache(8).slots(torch.tensor(0), 9)
     with pytest.raises(MaskValueError, match="5 slots needed at once, 4 there, 1 too few"):
-        PagedCache(torch.tensor([[0, 1]]), 2).slots(torch.tensor(0), 5)
+        PagedCache(torch.tensor([[0, 1]]), 2, 2).slots(torch.tensor(0), 5)
     assert StaticCache(8).write_slots(torch.tensor(7), 3).tolist() == [7, -1, -1]
 
 
@@ -246,11 +261,11 @@ def test_layouts_that_make_no_sense_raise():
     with pytest.raises(MaskValueError, match="RingCache"):
         RingCache(4, -1)
     with pytest.raises(MaskShapeError, match="1-d block table"):
-        PagedCache(torch.tensor([0, 1]), 4)
+        PagedCache(torch.tensor([0, 1]), 4, 2)
     with pytest.raises(MaskTypeError, match="page numbers"):
-        PagedCache([[0]], 4)  # pyright: ignore[reportArgumentType]
+        PagedCache([[0]], 4, 2)  # pyright: ignore[reportArgumentType]
     with pytest.raises(MaskShapeError, match="positions of 3 rows, a block table of 2"):
-        PagedCache(torch.zeros(2, 2, dtype=torch.long), 4).slots(torch.zeros(3, 1, dtype=torch.long), 1)
+        PagedCache(torch.zeros(2, 2, dtype=torch.long), 4, 4).slots(torch.zeros(3, 1, dtype=torch.long), 1)
     sizes: list[Any] = [torch.tensor(4), True, 4.0]
     for size in sizes:
         for layout in (StaticCache, SlidingCache, RingCache, ChunkedCache):
@@ -271,14 +286,14 @@ def test_a_step_has_queries(name):
 
 
 def test_an_int_past_the_end_raises():
-    for layout in (StaticCache(8), PagedCache(torch.tensor([[0, 1]]), 4)):
+    for layout in (StaticCache(8), PagedCache(torch.tensor([[0, 1]]), 4, 2)):
         with pytest.raises(MaskValueError, match="10 slots needed from position 7, 8 there, 2 too few"):
             layout.slots(7, 3)
 
 
 def test_rows_that_do_not_match_raise():
     position = torch.zeros(3, 1, dtype=torch.long)
-    paged = PagedCache(torch.zeros(2, 2, dtype=torch.long), 4)
+    paged = PagedCache(torch.zeros(2, 2, dtype=torch.long), 4, 4)
     with pytest.raises(MaskShapeError, match="positions of 3 rows, a block table of 2"):
         paged.write_slots(position, 1)
     with pytest.raises(MaskShapeError, match="positions of 3 rows, starts of 2"):

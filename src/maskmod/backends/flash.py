@@ -222,6 +222,6 @@ class _FlashHolder:
             lengths = torch.minimum(lengths, limit)
         fill_(self.cache_seqlens, lengths.clamp(min=0, max=self.most))
         if self.paged is not None and self.block_table is not None:
-            # The kernel follows every entry up to the length, so none may point outside the pool: -1 becomes page 0.
-            last_page = self.paged.kv_len // self.paged.page_size - 1
-            fill_(self.block_table, self.paged.block_table.clamp(0, last_page))
+            # The kernel follows entries up to the length alone: an entry without a page names page 0, which is there
+            # to be read; one that names a page is passed on as it is.
+            fill_(self.block_table, self.paged.block_table.clamp(min=0))

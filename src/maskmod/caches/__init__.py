@@ -12,11 +12,13 @@ from maskmod.caches.layouts import (
     on_cache,
     positions_of,
 )
+from maskmod.caches.prefix_ring import PrefixRingCache
 
 __all__ = [
     "CacheLayout",
     "ChunkedCache",
     "PagedCache",
+    "PrefixRingCache",
     "RingCache",
     "SlidingCache",
     "Slots",

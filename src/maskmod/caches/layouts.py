@@ -7,7 +7,7 @@ A layout is sizes and arithmetic. It owns no keys and no values, moves nothing, 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ def device_for(mask: Mask, device: torch.device | str | None) -> torch.device | 
     return None if device is None and not list(mask.tensors()) else device_of(mask, device)
 
 
-class _Layout:
+class Layout:
     """What layouts share: a repr that traces."""
 
     def __repr__(self) -> str:
@@ -107,7 +107,7 @@ class _Layout:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class StaticCache(_Layout):
+class StaticCache(Layout):
     """Slot i holds position i: ``max_len`` slots, nothing is evicted (transformers' ``StaticCache``, gpt-fast).
 
     >>> StaticCache(6).slots(3, 1).valid.tolist()
@@ -124,10 +124,10 @@ class StaticCache(_Layout):
         return self.max_len
 
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        _, last = _first_and_last(cache_position, q_len, device)
+        _, last = first_and_last(cache_position, q_len, device)
         _check_room(self, cache_position, q_len, self.max_len, "max_len")
         position = torch.arange(self.max_len, device=last.device)
-        return _slots(position, position <= last)
+        return slots_of(position, position <= last)
 
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
@@ -137,7 +137,7 @@ class StaticCache(_Layout):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class _Evicting(_Layout):
+class _Evicting(Layout):
     """A cache of ``window + headroom`` slots that forgets the oldest positions.
 
     q_len tokens push out q_len - 1 keys that the first of them still sees, hence the headroom. Valid are the positions
@@ -167,16 +167,16 @@ class SlidingCache(_Evicting):
     """
 
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        first, last = _first_and_last(cache_position, q_len, device)
-        _check_headroom(self, q_len)
+        first, last = first_and_last(cache_position, q_len, device)
+        check_headroom(self, q_len)
         position = torch.arange(self.kv_len, device=last.device) + self._shift(last)
-        return _slots(position, (position <= last) & (position > first - self.window))
+        return slots_of(position, (position <= last) & (position > first - self.window))
 
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
         position = positions_of(cache_position, q_len, device=device)
-        _check_headroom(self, q_len)
+        check_headroom(self, q_len)
         return (position - self._shift(position[..., -1:])).clamp(min=-1)
 
     def _shift(self, last: Tensor) -> Tensor:
@@ -191,21 +191,21 @@ class RingCache(_Evicting):
     """
 
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        first, last = _first_and_last(cache_position, q_len, device)
-        _check_headroom(self, q_len)
-        position = _newest_in_ring(last, self.kv_len)
-        return _slots(position, (position >= 0) & (position > first - self.window))
+        first, last = first_and_last(cache_position, q_len, device)
+        check_headroom(self, q_len)
+        position = newest_in_ring(last, self.kv_len)
+        return slots_of(position, (position >= 0) & (position > first - self.window))
 
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
         position = positions_of(cache_position, q_len, device=device)
-        _check_headroom(self, q_len)
+        check_headroom(self, q_len)
         return _slot_in_ring(position, self.kv_len)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class ChunkedCache(_Layout):
+class ChunkedCache(Layout):
     """Holds the chunk of the current query: for ``causal() & chunked(chunk)`` (Llama 4).
 
     Position p lives in slot ``p % (chunk + headroom)``; valid are the positions from the beginning of the first
@@ -233,26 +233,26 @@ class ChunkedCache(_Layout):
         return self.chunk + self.headroom
 
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        first, last = _first_and_last(cache_position, q_len, device)
-        _check_headroom(self, q_len)
+        first, last = first_and_last(cache_position, q_len, device)
+        check_headroom(self, q_len)
         start = self.start
         if isinstance(start, Tensor) and start.dim() == 1 and not known_true(start.shape[0] == 1):
             _check_rows(self, first, start.shape[0], "starts")
             start = start[:, None]
         begins = first - (first - start) % self.chunk
-        position = _newest_in_ring(last, self.kv_len)
-        return _slots(position, (position >= 0) & (position >= begins))
+        position = newest_in_ring(last, self.kv_len)
+        return slots_of(position, (position >= 0) & (position >= begins))
 
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
         position = positions_of(cache_position, q_len, device=device)
-        _check_headroom(self, q_len)
+        check_headroom(self, q_len)
         return _slot_in_ring(position, self.kv_len)
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class PagedCache(_Layout):
+class PagedCache(Layout):
     """One pool of pages for all rows: page i of row b is the physical page ``block_table[b, i]`` (vLLM).
 
     Slot ``page * page_size + offset`` of the pool holds position ``i * page_size + offset`` for the rows that map it,
@@ -263,7 +263,8 @@ class PagedCache(_Layout):
         block_table: int (B, max_pages): physical page numbers, -1 where no page is mapped. A page that a row names
             again, as one that pads its table with zeros may, holds what the first entry says.
         page_size: positions in a page.
-        num_pages: pages in the pool; None has room for every entry of the table.
+        num_pages: pages in the pool, ``k_cache.shape[0]``: a table does not say how large the pool is. An entry outside
+            it maps nothing.
 
     >>> PagedCache(torch.tensor([[2, 0]]), page_size=2, num_pages=3).slots(2, 1).kv_positions.tolist()
     [[2, 0, 0, 0, 0, 1]]
@@ -271,44 +272,39 @@ class PagedCache(_Layout):
 
     block_table: Tensor
     page_size: int
-    num_pages: int | None = None
+    num_pages: int
 
     def __post_init__(self):
         check_table(self, self.block_table, holds="page numbers")
         if self.block_table.dim() != 2:
             raise MaskShapeError(self, "a 1-d block table", "Pass page numbers of shape (B, max_pages).")
         check_size(self, self.page_size, unit="positions")
-        if self.num_pages is not None:
-            check_size(self, self.num_pages, unit="pages")
+        check_size(self, self.num_pages, unit="pages")
 
     @property
     def kv_len(self) -> int:
-        return self._num_pages * self.page_size
+        return self.num_pages * self.page_size
 
     @property
     def max_len(self) -> int:
         """Positions that one row can hold."""
         return self.block_table.shape[1] * self.page_size
 
-    @property
-    def _num_pages(self) -> int:
-        return self.block_table.numel() if self.num_pages is None else self.num_pages
-
     def slots(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Slots:
-        _, last = _first_and_last(cache_position, q_len, self._device(device))
+        _, last = first_and_last(cache_position, q_len, self._device(device))
         _check_room(self, cache_position, q_len, self.max_len, "columns of the block table times page_size")
         rows, pages = self.block_table.shape
         _check_rows(self, last, rows, "a block table")
         table = self.block_table.to(torch.int64)
         # One more column takes the entries that map nothing, and is cut off.
-        column = torch.where((table >= 0) & (table < self._num_pages), table, self._num_pages)
-        page = torch.full((rows, self._num_pages + 1), -1, dtype=torch.int64, device=last.device)
+        column = torch.where((table >= 0) & (table < self.num_pages), table, self.num_pages)
+        page = torch.full((rows, self.num_pages + 1), -1, dtype=torch.int64, device=last.device)
         numbers = torch.arange(pages, device=last.device).expand(rows, pages)
         page = page.scatter_reduce(1, column, numbers, "amin", include_self=False)
-        page = page[:, : self._num_pages, None]
+        page = page[:, : self.num_pages, None]
         position = page * self.page_size + torch.arange(self.page_size, device=last.device)
         position = position.reshape(rows, self.kv_len)
-        return _slots(position, (position >= 0) & (position <= last))
+        return slots_of(position, (position >= 0) & (position <= last))
 
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
@@ -320,7 +316,7 @@ class PagedCache(_Layout):
         number = position // self.page_size
         in_range = (number >= 0) & (number < pages)
         page = self.block_table.gather(1, torch.where(in_range, number, 0)).to(torch.int64)
-        mapped = in_range & (page >= 0) & (page < self._num_pages)
+        mapped = in_range & (page >= 0) & (page < self.num_pages)
         return torch.where(mapped, page * self.page_size + position % self.page_size, -1)
 
     def _device(self, device: torch.device | str | None) -> torch.device | str:
@@ -330,7 +326,7 @@ class PagedCache(_Layout):
 # ------------------------------------------------------------------------------------------------------- positions
 
 
-def _newest_in_ring(last: Tensor, size: int) -> Tensor:
+def newest_in_ring(last: Tensor, size: int) -> Tensor:
     """The greatest position up to ``last`` that falls into each slot; negative where there is none yet."""
     return last - (last - torch.arange(size, device=last.device)) % size
 
@@ -339,11 +335,11 @@ def _slot_in_ring(position: Tensor, size: int) -> Tensor:
     return torch.where(position < 0, -1, position % size)
 
 
-def _slots(position: Tensor, valid: Tensor) -> Slots:
+def slots_of(position: Tensor, valid: Tensor) -> Slots:
     return Slots(torch.where(valid, position, 0), valid)
 
 
-def _first_and_last(
+def first_and_last(
     cache_position: int | Tensor, q_len: int, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
     """The positions of this step's first and last token: (), (1,) or (B, 1), to be broadcast over slots."""
@@ -377,8 +373,8 @@ def _check_rows(written: object, position: Tensor, rows: int, table: str) -> Non
         raise MaskShapeError(written, f"positions of {given} rows, {table} of {rows}", "Pass one a row.")
 
 
-def _check_headroom(layout: SlidingCache | RingCache | ChunkedCache, q_len: int) -> None:
-    headroom = layout.headroom
+def check_headroom(layout: _Evicting | ChunkedCache | Any, q_len: int) -> None:
+    headroom: int = layout.headroom
     # A guard on a symbolic q_len is wanted here: one graph for every length that fits, an error for the others.
     if q_len > headroom + 1:
         raise MaskValueError(

@@ -21,6 +21,7 @@ from maskmod.errors import MaskShapeError, MaskTypeError
 from maskmod.masks import Causal, SlidingWindow, causal, full, key_padding
 from maskmod.oracle import reads_b_and_h
 from maskmod.positions import Remap, remap, shift
+from maskmod.serving.reach import check_reach
 
 __all__ = ["DecodePlan", "Explanation"]
 
@@ -57,7 +58,9 @@ class DecodePlan:
         MaskValueError: the layout has no room for q_len tokens a step; the message says how much is missing.
         MaskShapeError: the layout, or a table of the mask, has other rows than B.
         BackendError: no such backend.
-        UnsupportedMask: the backend cannot express this mask on this layout exactly.
+        UnsupportedMask: the backend cannot express this mask on this layout exactly, or structure shows that the mask
+            sees keys that the cache has forgotten, a window wider than its ring say. Where tensors or a user's function
+            decide that, `explain` says what is assumed.
 
     >>> from maskmod import causal, sliding_window
     >>> from maskmod.caches import RingCache
@@ -109,6 +112,7 @@ class DecodePlan:
         self._holder = get(backend).holder(
             Step(written, self.mask, layout, q_len, self._where.position, stored, dtype, device)
         )
+        self._assumed = check_reach(repr(self), written, layout, H)
         self.args = self._holder.args
         for buffer in (*self._where.buffers(), *self._holder.buffers()):
             # Unguarded: a second plan of the same structure, at other addresses, shares the compiled graph.
@@ -140,6 +144,7 @@ class DecodePlan:
                 f"mask: {self._written!r}",
                 f"layout: {self.layout!r}: {kv_len} slots; {self._where.why}",
                 f"step: {q_len} {'query' if q_len == 1 else 'queries'} in each of {B} rows, {H} heads",
+                *([f"assumed: {self._assumed}"] if self._assumed else []),
                 f"backend: {self.backend}: {self.args.why}",
                 *(f"  {line}" for line in self._holder.lines()),
                 f"memory: {held} bytes in {len([*self._where.buffers(), *self._holder.buffers()])} buffers",
