@@ -11,7 +11,6 @@ from maskmod.blocks.classify import BlockClasses, classify_blocks
 from maskmod.choose import per_head, where
 from maskmod.dense import additive_bias, dense_mask
 from maskmod.facts.proofs import Element, Proof, disjoint, equal, implies, is_empty, is_full, leaks_future
-from maskmod.facts.spans import NotSpans, Spans, column_spans, row_spans
 from maskmod.facts.tiles import Tiles, classify_tiles
 from maskmod.masks import (
     blockwise,
@@ -24,7 +23,6 @@ from maskmod.masks import (
     sinks,
     sliding_window,
     window,
-    within,
 )
 from maskmod.masks.trees import dfs_tree, tree
 from maskmod.oracle import vmap_mask
@@ -40,9 +38,7 @@ __all__ = [
     "DecodePlan",
     "Element",
     "Mask",
-    "NotSpans",
     "Proof",
-    "Spans",
     "Tiles",
     "additive_bias",
     "at_positions",
@@ -53,7 +49,6 @@ __all__ = [
     "chunked",
     "classify_blocks",
     "classify_tiles",
-    "column_spans",
     "dense_mask",
     "dfs_tree",
     "disjoint",
@@ -72,7 +67,6 @@ __all__ = [
     "prefix",
     "register_backend",
     "remap",
-    "row_spans",
     "same_structure",
     "select_backend",
     "shift",
@@ -82,5 +76,4 @@ __all__ = [
     "vmap_mask",
     "where",
     "window",
-    "within",
 ]
