@@ -57,6 +57,15 @@ class Ran(NamedTuple):
     reason: str = ""
 
 
+ABOVE = """# Versions that were run
+
+{written} Each row is an environment of its own in
+which `tools/smoke.py` ran: the meaning against loops over ints, block tables against torch's, attention with gradients,
+one graph over lengths, a compiled block mask, a transformers model under `install()`. The whole suite (`make test`) runs
+on Python 3.11 and torch 2.13 with transformers 5.23 and 5.24. On a GPU nothing has been run yet; `make gpu` is what to
+run there."""
+
+
 def run(version: Version, folder: Path, keep: bool, free_gb: float) -> Ran:
     """Make the environment, install, run the smoke set."""
     python = shutil.which(f"python{version.python}")
@@ -100,14 +109,11 @@ def _last_line(text: str) -> str:
 def page(ran: list[Ran]) -> str:
     """docs/versions.md."""
     names = list(dict.fromkeys(name for entry in ran for name in entry.checks))
+    written = (
+        f"Written by `make versions` on {datetime.date.today()}, {platform.system()} {platform.machine()}, CPU only."
+    )
     lines = [
-        "# Versions that were run",
-        "",
-        f"Written by `make versions` on {datetime.date.today()}, {platform.system()} {platform.machine()}, CPU only. Each row",
-        "is an environment of its own in which `tools/smoke.py` ran: the meaning against loops over ints, block tables",
-        "against torch's, attention with gradients, one graph over lengths, a compiled block mask, a transformers model",
-        "under `install()`. The whole suite (`make test`) runs on Python 3.11 and torch 2.13 with transformers 5.23 and 5.24.",
-        "On a GPU nothing has been run yet; `make gpu` is what to run there.",
+        *ABOVE.format(written=written).splitlines(),
         "",
         "| Python | torch | transformers | " + " | ".join(names) + " |",
         "|---|---|---|" + "---|" * len(names),
