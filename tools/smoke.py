@@ -160,7 +160,7 @@ CHECKS: tuple[Callable[[], str], ...] = (meaning, blocks, attended, traced, comp
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/smoke.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python tools/smoke.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     as_json = parser.parse_args().json
     torch.manual_seed(0)

@@ -59,11 +59,11 @@ class Ran(NamedTuple):
 
 ABOVE = """# Versions that were run
 
-{written} Each row is an environment of its own in
-which `tools/smoke.py` ran: the meaning against loops over ints, block tables against torch's, attention with gradients,
-one graph over lengths, a compiled block mask, a transformers model under `install()`. The whole suite (`make test`) runs
-on Python 3.11 and torch 2.13 with transformers 5.23 and 5.24. On a GPU nothing has been run yet; `make gpu` is what to
-run there."""
+{written} Each row is an environment of its own in which
+`tools/smoke.py` ran: the meaning against loops over ints, block tables against torch's, attention with gradients, one
+graph over lengths, a compiled block mask, a transformers model under `install()`. The whole suite (`make test`) runs on
+Python 3.11 and torch 2.13 with transformers 5.23 and 5.24. On a GPU nothing has been run yet; `make gpu` is what to run
+there."""
 
 
 def run(version: Version, folder: Path, keep: bool, free_gb: float) -> Ran:
@@ -134,7 +134,7 @@ def _cell(check: dict[str, str]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python tools/versions.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python tools/versions.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="only the versions whose line holds this text")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the environments there for the next run")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "versions.md")
