@@ -26,6 +26,8 @@ from maskmod.masks import (
 )
 from maskmod.masks.trees import dfs_tree, tree
 from maskmod.oracle import vmap_mask
+from maskmod.pictures.html import to_html
+from maskmod.pictures.plot import plot
 from maskmod.pictures.text import draw
 from maskmod.positions import at_positions, remap, shift
 from maskmod.serving import DecodePlan
@@ -64,6 +66,7 @@ __all__ = [
     "lower",
     "mask_mod",
     "per_head",
+    "plot",
     "prefix",
     "register_backend",
     "remap",
@@ -72,6 +75,7 @@ __all__ = [
     "shift",
     "sinks",
     "sliding_window",
+    "to_html",
     "tree",
     "vmap_mask",
     "where",

@@ -152,6 +152,10 @@ class Mask(Structured):
         ]
         return f"{self._name or type(self).__name__}({', '.join(parts)})"
 
+    if TYPE_CHECKING:  # `maskmod.pictures`, which lies below this room, gives it
+
+        def _repr_html_(self) -> str: ...
+
     # -- what readers ask -------------------------------------------------------------------------------------
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
