@@ -11,6 +11,7 @@ from maskmod.blocks.classify import BlockClasses, classify_blocks
 from maskmod.choose import per_head, where
 from maskmod.dense import additive_bias, dense_mask
 from maskmod.facts.proofs import Element, Proof, disjoint, equal, implies, is_empty, is_full, leaks_future
+from maskmod.facts.spans import NotSpans, Spans, column_spans, row_spans
 from maskmod.facts.tiles import Tiles, classify_tiles
 from maskmod.masks import (
     blockwise,
@@ -23,6 +24,7 @@ from maskmod.masks import (
     sinks,
     sliding_window,
     window,
+    within,
 )
 from maskmod.masks.trees import dfs_tree, tree
 from maskmod.oracle import vmap_mask
@@ -40,7 +42,9 @@ __all__ = [
     "DecodePlan",
     "Element",
     "Mask",
+    "NotSpans",
     "Proof",
+    "Spans",
     "Tiles",
     "additive_bias",
     "at_positions",
@@ -51,6 +55,7 @@ __all__ = [
     "chunked",
     "classify_blocks",
     "classify_tiles",
+    "column_spans",
     "dense_mask",
     "dfs_tree",
     "disjoint",
@@ -70,6 +75,7 @@ __all__ = [
     "prefix",
     "register_backend",
     "remap",
+    "row_spans",
     "same_structure",
     "select_backend",
     "shift",
@@ -80,4 +86,5 @@ __all__ = [
     "vmap_mask",
     "where",
     "window",
+    "within",
 ]

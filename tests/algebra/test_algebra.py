@@ -283,6 +283,16 @@ def test_every_name_of_the_vocabulary_has_a_case():
         "Choice",
         "DecodePlan",
         "Mask",
+        "NotSpans",
+        "Element",
+        "Proof",
+        "disjoint",
+        "equal",
+        "implies",
+        "is_empty",
+        "is_full",
+        "leaks_future",
+        "Spans",
         "Tiles",
         "attention",
         "lower",
@@ -290,6 +300,16 @@ def test_every_name_of_the_vocabulary_has_a_case():
         "select_backend",
         "same_structure",
     }
-    readers = {"additive_bias", "dense_mask", "draw", "vmap_mask", "block_mask", "classify_blocks", "classify_tiles"}
+    readers = {
+        "row_spans",
+        "column_spans",
+        "additive_bias",
+        "dense_mask",
+        "draw",
+        "vmap_mask",
+        "block_mask",
+        "classify_blocks",
+        "classify_tiles",
+    }
     assert set(maskmod.__all__) <= constructors | others | readers, "a new name: add its case, then list it here"
     assert len(BY_NAME) == len(CASES)

@@ -5,6 +5,8 @@ Facts, readers and backends take a `Reading`; nothing asks the same question of 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from maskmod._torch.tracing import known_true, tracing
@@ -30,6 +32,7 @@ class Reading:
         self.why = "recorded"
         self._recorded, self._root = False, None
         self._analyses: dict[tuple, Analysis] = {}
+        self.kept: dict[str, Any] = {}  # what facts found out about it, by a name of theirs
 
     def __repr__(self) -> str:
         return f"Reading({self.mask!r}, {tuple(self.sizes)}, {self.device})"

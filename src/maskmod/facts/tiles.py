@@ -15,6 +15,7 @@ from torch import Tensor
 from maskmod.algebra import MaskMod
 from maskmod.analyser.reading import Reading, read
 from maskmod.analyser.settle import Analysis, TileList
+from maskmod.analyser.solve import solved
 from maskmod.errors import MaskTypeError, MaskValueError
 
 __all__ = ["Rectangles", "Row", "Tiles", "checked_block_size", "classify_tiles", "descend", "rectangles", "tiles_of"]
@@ -129,10 +130,12 @@ class Tiles:
 
     def visible(self) -> int:
         """The number of visible (query, key) pairs, exactly, over all of B and H."""
-        q0, q1, kv0, kv1 = self._extent(self.full)
-        count = int(((q1 - q0) * (kv1 - kv0)).sum())
-        for _, seen in self._opened():
-            count += int(seen.sum())
+        counts = self._solved_counts()
+        if counts is not None:
+            count = int(counts.sum())
+        else:
+            q0, q1, kv0, kv1 = self._extent(self.full)
+            count = int(((q1 - q0) * (kv1 - kv0)).sum()) + sum(int(seen.sum()) for _, seen in self._opened())
         B, H = self._analysis.lanes
         return count * (self._analysis.sizes.B // max(B, 1)) * (self._analysis.sizes.H // max(H, 1))
 
@@ -145,7 +148,23 @@ class Tiles:
 
     def row_counts(self) -> Tensor:  # (B, H, q_len) int64
         """How many keys each query sees."""
-        return self._rows()[0]
+        counts = self._solved_counts()
+        return self._rows()[0] if counts is None else counts.expand(self._reading.sizes[:3])
+
+    def _solved_counts(self) -> Tensor | None:  # (B|1, H|1, q_len) int64
+        """The same without a look at a block, where the mask is solved for its keys or for its queries."""
+        found = solved(self._reading)
+        if found is not None:
+            return (found.end - found.start).sum(-1)
+        found = solved(self._reading, columns=True)
+        if found is None:
+            return None
+        B, H, q_len, _ = self._reading.lanes
+        steps = torch.zeros((B, H, q_len + 1), dtype=torch.long, device=found.start.device)
+        for places, sign in ((found.start, 1), (found.end, -1)):
+            places = places.flatten(2)
+            steps.scatter_add_(2, places, torch.full((), sign, device=places.device).expand(places.shape))
+        return steps.cumsum(2)[..., :q_len]
 
     def empty_rows(self) -> Tensor:  # (B, H, q_len) bool
         """Which queries see nothing."""

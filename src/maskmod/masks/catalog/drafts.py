@@ -1,0 +1,155 @@
+"""Entries: trees, speculative decoding, diffusion."""
+
+from __future__ import annotations
+
+import functools
+
+from maskmod.masks.catalog.entry import Entry
+
+__all__ = ["DRAFTS"]
+
+_tree = functools.partial(Entry, group="trees")
+_diffusion = functools.partial(Entry, group="diffusion")
+
+_PARENTS = "torch.tensor([-1, 0, 0, 1, 1, 2])"
+
+DRAFTS: tuple[Entry, ...] = (
+    _tree(
+        number=62,
+        name="token tree",
+        expression="tree(parents)",
+        formula="k is q or above it: k in {q, parents[q], parents[parents[q]], ...}",
+        keys="the nodes on its path from the root",
+        source="SpecInfer, Miao et al. 2023",
+        elsewhere="SGLang's tree masks; xformers TreeAttentionBias",
+        example=f"tree({_PARENTS})",
+        size=(1, 1, 6, 6),
+        exactness="bounds",
+    ),
+    _tree(
+        number=62,
+        name="verification of a token tree",
+        expression="shift(prefix(n) | tree(parents, start=n), q_offset=n)",
+        formula="k < n | k - n is q or above it",
+        keys="n, and the nodes on its path from the root",
+        source="SpecInfer; EAGLE, Li et al. 2024",
+        elsewhere="EAGLE tree_mask; attention-gym generate_jetspec_tree_causal_mask_mod(n, ancestors)",
+        example=f"shift(prefix(3) | tree({_PARENTS}, start=3), q_offset=3)",
+        size=(1, 1, 6, 9),
+        exactness="bounds",
+    ),
+    _tree(
+        number=62,
+        name="Medusa",
+        expression="shift(prefix(n) | tree(parents_from_paths(choices), start=n), q_offset=n)",
+        formula="k < n | the path of k - n begins that of q",
+        keys="n, and the length of its path + 1",
+        source="Medusa, Cai et al. 2024",
+        elsewhere="Medusa medusa_choices, medusa_attn_mask",
+        example="shift(prefix(2) | tree(parents_from_paths([[0], [1], [0, 0], [0, 1], [1, 0]]), start=2), q_offset=2)",
+        size=(1, 1, 6, 8),
+        exactness="bounds",
+    ),
+    _tree(
+        number=63,
+        name="tree in depth-first order",
+        expression="dfs_tree(ends)",
+        formula="k <= q < ends[k]",
+        keys="the nodes on its path from the root",
+        source="AReaL; rollouts packed as a prefix tree",
+        elsewhere="FlashMask with the ends as eviction; `tin[k] <= tin[q] < tout[k]`",
+        example="dfs_tree(torch.tensor([6, 4, 3, 4, 6, 6]))",
+        size=(1, 1, 6, 6),
+    ),
+    _tree(
+        number=64,
+        name="tree by pre- and post-order",
+        expression="remap(causal(), q=pre, kv=pre) & remap(anti_causal(), q=post, kv=post)",
+        formula="pre[k] <= pre[q] & post[k] >= post[q]",
+        keys="the nodes on its path from the root",
+        source="flex attention's tree packing",
+        elsewhere="for nodes in any order; dfs_tree where they are in the first",
+        example="remap(causal(), q=torch.tensor([0, 1, 4, 2, 3, 5]), kv=torch.tensor([0, 1, 4, 2, 3, 5])) & "
+        "remap(anti_causal(), q=torch.tensor([5, 2, 4, 0, 1, 3]), kv=torch.tensor([5, 2, 4, 0, 1, 3]))",
+        size=(1, 1, 6, 6),
+        exactness="bounds",
+    ),
+    _tree(
+        number=65,
+        name="EAGLE-3 training",
+        expression="eagle3(length, lengths)",
+        formula="(k <= q & q < lengths[b]) | (k >= length & (k - q) % length == 0 & k % length < lengths[b])",
+        keys="q + 1, and one for each copy",
+        source="EAGLE-3, Li et al. 2025; SpecForge, TorchSpec",
+        elsewhere="TorchSpec generate_eagle3_mask(seq_lengths, Q_LEN, KV_LEN)",
+        example="eagle3(4, 3)",
+        size=(1, 1, 4, 12),
+    ),
+    _tree(
+        number=65,
+        name="P-EAGLE training",
+        expression="p_eagle(anchors, depths)",
+        formula="(depths[k] == 0 & anchors[k] <= anchors[q]) | (anchors[k] == anchors[q] & depths[k] <= depths[q])",
+        keys="anchors[q] + 1 + depths[q]",
+        source="P-EAGLE",
+        elsewhere="speculators create_peagle_mask_mod",
+        example="p_eagle(torch.tensor([0, 1, 2, 3, 0, 1, 3, 0]), torch.tensor([0, 0, 0, 0, 1, 1, 1, 2]))",
+        size=(1, 1, 8, 8),
+        exactness="bounds",
+    ),
+    _tree(
+        number=66,
+        name="JetSpec training",
+        expression="shift(jetspec(prefix_len, block), q_offset=prefix_len)",
+        formula="k < p | (q // block == (k - p) // block & (k - p) % block <= q % block)",
+        keys="prefix_len + q % block + 1",
+        source="JetSpec, arXiv 2606.18394",
+        elsewhere="attention-gym generate_jetspec_training_mask_mod(p, block)",
+        example="shift(jetspec(2, 3), q_offset=2)",
+        size=(1, 1, 6, 8),
+    ),
+    _tree(
+        number=67,
+        name="DFlash training",
+        expression="shift(dflash(anchors, keep, block=n, start=s), q_offset=s)",
+        formula="keep[q // n] & ((k < s & k < anchors[q // n]) | (k >= s & q // n == (k - s) // n))",
+        keys="anchors[q // n] + n",
+        source="DFlash",
+        elsewhere="SpecForge, Automodel create_dflash_block_mask(anchor_positions, block_keep_mask, ctx_len, size)",
+        example="shift(dflash(torch.tensor([1, 3, 4]), torch.tensor([1, 0, 1]), block=2, start=5), q_offset=5)",
+        size=(1, 1, 6, 11),
+    ),
+    _diffusion(
+        number=68,
+        name="block diffusion",
+        expression="block_diffusion(length, size)",
+        formula="noisy q: its own noisy block, clean blocks before it; clean q: clean blocks up to its own",
+        keys="at most length",
+        source="BD3-LM, Arriola et al. 2025; Fast-dLLM v2, SDAR, LLaDA 2",
+        elsewhere="attention-gym generate_block_diffusion_mask(length, size)",
+        example="block_diffusion(6, 2)",
+        size=(1, 1, 12, 12),
+    ),
+    _diffusion(
+        number=68,
+        name="block diffusion, causal",
+        expression="block_diffusion(length, size, causal=True)",
+        formula="noisy q: its own noisy block so far, clean blocks before it; clean q: clean k <= q",
+        keys="at most length",
+        source="I-DLM, Yu et al. 2026",
+        elsewhere="Automodel create_idlm_block_mask(seq_len, block_size, valid_mask)",
+        example="block_diffusion(6, 2, causal=True)",
+        size=(1, 1, 12, 12),
+    ),
+    _diffusion(
+        number=69,
+        name="decoding of block diffusion",
+        expression="shift(block_causal(size), q_offset=cached)",
+        formula="k // size <= (q + cached) // size",
+        keys="cached, and the blocks of this step up to its own",
+        source="SDAR, LLaDA 2 in SGLang",
+        elsewhere="the cache holds whole blocks; SGLang's dllm block_size",
+        example="shift(block_causal(3), q_offset=6)",
+        size=(1, 1, 6, 12),
+    ),
+)
