@@ -32,7 +32,7 @@ from maskmod.pictures.html import to_html
 from maskmod.pictures.plot import plot
 from maskmod.pictures.text import draw
 from maskmod.positions import at_positions, remap, shift
-from maskmod.serving import DecodePlan
+from maskmod.serving import DecodePlan, RaggedPlan
 
 __version__ = "1.0.0rc1"
 
@@ -44,6 +44,7 @@ __all__ = [
     "Mask",
     "NotSpans",
     "Proof",
+    "RaggedPlan",
     "Spans",
     "Tiles",
     "additive_bias",

@@ -1,5 +1,6 @@
 """Layouts of key/value caches: which position stands in which slot, and whether it is valid."""
 
+from maskmod.caches.flat import FlatLayout, Gathered, Paged
 from maskmod.caches.layouts import (
     CacheLayout,
     ChunkedCache,
@@ -17,6 +18,9 @@ from maskmod.caches.prefix_ring import PrefixRingCache
 __all__ = [
     "CacheLayout",
     "ChunkedCache",
+    "FlatLayout",
+    "Gathered",
+    "Paged",
     "PagedCache",
     "PrefixRingCache",
     "RingCache",
