@@ -98,6 +98,8 @@ def _run(mask: Mask, lifted: Callable[..., Tensor], indices: list[Tensor]) -> Te
         except RuntimeError as error:
             if "data-dependent control flow" in str(error) or ".item()" in str(error):
                 raise _truth_value(mask) from error
+            if "random operation" in str(error):
+                raise randomness(mask) from error
             elsewhere = {tensor.device for tensor in mask.tensors() if tensor.dim()} - {indices[0].device}
             if elsewhere:
                 raise MaskTypeError(
@@ -126,6 +128,15 @@ def scalar_bool(mask: MaskMod, result: Any, device: torch.device) -> Tensor:
             "Reduce it with .any() or .all(), or index the table with every index it has.",
         )
     return result
+
+
+def randomness(mask: object) -> MaskTypeError:
+    """The error for a predicate that draws random numbers."""
+    return MaskTypeError(
+        mask,
+        "the predicate draws random numbers, so it would say something else each time that it is read",
+        "Draw a table once, outside, and look it up: `table[q_idx, kv_idx]`.",
+    )
 
 
 def _truth_value(mask: Mask) -> TruthValueError:

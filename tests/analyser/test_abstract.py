@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from maskmod.algebra import as_mask
+from maskmod.analyser.expression import BOTH
 from maskmod.analyser.may import may
 from maskmod.analyser.normal_form import normal
-from maskmod.analyser.record import BOTH, Unknown, record
+from maskmod.analyser.record import Unknown, record
 from maskmod.analyser.summaries import Blocks, Grid
 from maskmod.blocks.classify import classify_blocks
 from maskmod.dense import dense_mask

@@ -11,6 +11,8 @@ from maskmod.algebra.mask import (
     Xor,
     as_mask,
     conjuncts,
+    fold,
+    leaves,
     mask_mod,
     same_structure,
 )
@@ -30,6 +32,8 @@ __all__ = [
     "as_mask",
     "conjuncts",
     "device_of",
+    "fold",
+    "leaves",
     "mask_mod",
     "same_structure",
     "sizes_of",

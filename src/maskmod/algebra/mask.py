@@ -39,6 +39,8 @@ __all__ = [
     "Xor",
     "as_mask",
     "conjuncts",
+    "fold",
+    "leaves",
     "mask_mod",
     "same_structure",
 ]
@@ -188,22 +190,49 @@ class Mask(Structured):
         )
 
 
-class _Binary(Mask):
+class _Boolean(Mask):
+    """Masks and an operator. Long chains are walked, never recursed into: servers write thousands of terms."""
+
+    def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
+        for part in leaves(self):
+            part.check(B, H, q_len, kv_len)
+
+    def to(self, device: torch.device | str) -> Self:
+        if type(self) not in _BOOLEANS:  # a subclass may hold more
+            return super().to(device)
+        return fold(self, lambda leaf: leaf.to(device), lambda kind, parts: kind(*parts))
+
+    def __repr__(self) -> str:
+        # The right operand of an equal precedence keeps its parentheses: a & (b & c) is another tree than a & b & c.
+        pieces: list[str] = []
+        open_: list[Mask | str] = [self]
+        while open_:
+            part = open_.pop()
+            if isinstance(part, str):
+                pieces.append(part)
+            elif part is not self and type(part) not in _BOOLEANS:
+                pieces.append(repr(part))
+            elif isinstance(part, Not):
+                open_ += _enclosed(part.mask, part.mask._precedence < part._precedence)
+                open_.append("~")
+            elif isinstance(part, _Binary):
+                open_ += _enclosed(part.right, part.right._precedence <= part._precedence)
+                open_.append(f" {part._symbol} ")
+                open_ += _enclosed(part.left, part.left._precedence < part._precedence)
+        return "".join(pieces)
+
+
+def _enclosed(mask: Mask, parentheses: bool) -> list[Mask | str]:
+    return [")", mask, "("] if parentheses else [mask]  # last piece first
+
+
+class _Binary(_Boolean):
     """Two masks and an operator; the repr keeps the operands in the order they were written."""
 
     left: Mask
     right: Mask
 
     _symbol: ClassVar[str] = "?"
-
-    def __repr__(self) -> str:
-        # The right operand of an equal precedence keeps its parentheses: a & (b & c) is another tree than a & b & c.
-        left, right = repr(self.left), repr(self.right)
-        if self.left._precedence < self._precedence:
-            left = f"({left})"
-        if self.right._precedence <= self._precedence:
-            right = f"({right})"
-        return f"{left} {self._symbol} {right}"
 
 
 class And(_Binary):
@@ -212,16 +241,7 @@ class And(_Binary):
     _precedence, _symbol = 3, "&"
 
     def __call__(self, b, h, q_idx, kv_idx):
-        return self.left(b, h, q_idx, kv_idx) & self.right(b, h, q_idx, kv_idx)
-
-
-def conjuncts(mask: Mask) -> Iterator[Mask]:
-    """The masks that an intersection is made of, from left to right; any other mask is its own only one."""
-    if type(mask) is And:  # a subclass may say something else than its base
-        yield from conjuncts(mask.left)
-        yield from conjuncts(mask.right)
-    else:
-        yield mask
+        return _call(self.left, b, h, q_idx, kv_idx) & _call(self.right, b, h, q_idx, kv_idx)
 
 
 class Xor(_Binary):
@@ -230,7 +250,7 @@ class Xor(_Binary):
     _precedence, _symbol = 2, "^"
 
     def __call__(self, b, h, q_idx, kv_idx):
-        return self.left(b, h, q_idx, kv_idx) ^ self.right(b, h, q_idx, kv_idx)
+        return _call(self.left, b, h, q_idx, kv_idx) ^ _call(self.right, b, h, q_idx, kv_idx)
 
 
 class Or(_Binary):
@@ -239,10 +259,10 @@ class Or(_Binary):
     _precedence, _symbol = 1, "|"
 
     def __call__(self, b, h, q_idx, kv_idx):
-        return self.left(b, h, q_idx, kv_idx) | self.right(b, h, q_idx, kv_idx)
+        return _call(self.left, b, h, q_idx, kv_idx) | _call(self.right, b, h, q_idx, kv_idx)
 
 
-class Not(Mask):
+class Not(_Boolean):
     """Visible where the mask is hidden."""
 
     mask: Mask
@@ -251,10 +271,77 @@ class Not(Mask):
 
     def __call__(self, b, h, q_idx, kv_idx):
         # `~True` is -2 on Python ints; `^ True` is right on ints, tensors and abstract scalars alike.
-        return self.mask(b, h, q_idx, kv_idx) ^ True
+        return _call(self.mask, b, h, q_idx, kv_idx) ^ True
 
-    def __repr__(self) -> str:
-        return f"~{self.mask!r}" if self.mask._precedence >= self._precedence else f"~({self.mask!r})"
+
+_BOOLEANS = (And, Or, Xor, Not)  # exactly these: a subclass may say something else than its base
+
+
+def fold(mask: Mask, leaf: Callable[[Mask], Any], join: Callable[[type, list], Any]) -> Any:
+    """A value of every mask between the operators, joined along them from the bottom up, without recursion.
+
+    `join(kind, values)` gets `And`, `Or`, `Xor` or `Not`, and one value for each operand.
+
+    >>> from maskmod import causal, prefix
+    >>> fold(causal() & ~prefix(2), lambda mask: 1, lambda kind, values: sum(values))
+    2
+    """
+    open_: list[tuple[Mask, bool]] = [(mask, False)]
+    values: list[Any] = []
+    while open_:
+        node, ready = open_.pop()
+        kind = type(node)
+        if kind not in _BOOLEANS:
+            values.append(leaf(node))
+        elif isinstance(node, Not):
+            if ready:
+                values.append(join(kind, [values.pop()]))
+            else:
+                open_ += [(node, True), (node.mask, False)]
+        elif isinstance(node, _Binary):
+            if ready:
+                right, left = values.pop(), values.pop()
+                values.append(join(kind, [left, right]))
+            else:
+                open_ += [(node, True), (node.right, False), (node.left, False)]
+    return values[0]
+
+
+def _call(mask: Mask, b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Any:
+    if type(mask) not in _BOOLEANS:
+        return mask(b, h, q_idx, kv_idx)
+
+    def join(kind: type, values: list) -> Any:
+        if kind is Not:
+            return values[0] ^ True
+        left, right = values
+        return left & right if kind is And else left | right if kind is Or else left ^ right
+
+    return fold(mask, lambda leaf: leaf(b, h, q_idx, kv_idx), join)
+
+
+def leaves(mask: Mask) -> Iterator[Mask]:
+    """The masks that operators join, from left to right, whatever the operators; any other mask is its own only one."""
+    open_ = [mask]
+    while open_:
+        node = open_.pop()
+        if isinstance(node, _Binary) and (node is mask or type(node) in _BOOLEANS):
+            open_ += [node.right, node.left]
+        elif isinstance(node, Not) and (node is mask or type(node) in _BOOLEANS):
+            open_.append(node.mask)
+        else:
+            yield node
+
+
+def conjuncts(mask: Mask) -> Iterator[Mask]:
+    """The masks that an intersection is made of, from left to right; any other mask is its own only one."""
+    open_ = [mask]
+    while open_:
+        node = open_.pop()
+        if type(node) is And:  # a subclass may say something else than its base
+            open_ += [node.right, node.left]
+        else:
+            yield node
 
 
 class Func(Mask):

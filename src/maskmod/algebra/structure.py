@@ -29,10 +29,24 @@ class Structured:
             return True
         if not isinstance(other, Structured) or type(self) is not type(other):
             return NotImplemented
-        return all(_same(a, b) for a, b in zip(_values(self), _values(other), strict=True))
+        open_: list[tuple[Any, Any]] = [(self, other)]
+        while open_:
+            a, b = open_.pop()
+            if a is b:
+                continue
+            if isinstance(a, Tensor) or isinstance(b, Tensor) or type(a) is not type(b):
+                return False
+            if isinstance(a, (tuple, Structured)):
+                a, b = (x if isinstance(x, tuple) else _values(x) for x in (a, b))
+                if len(a) != len(b):
+                    return False
+                open_ += zip(a, b, strict=True)
+            elif a != b:
+                return False
+        return True
 
     def __hash__(self) -> int:
-        return hash((type(self), *(_hashable(value) for value in _values(self))))
+        return hash(tuple(id(x) if isinstance(x, Tensor) else x for x in _flat(self)))
 
     def _parts(self) -> Iterator[Any]:
         for value in _values(self):
@@ -43,46 +57,39 @@ class Structured:
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor that the node holds, closures of plain functions included where Python shows them."""
-        for part in self._parts():
+        open_: list[Any] = [self]
+        while open_:
+            part = open_.pop()
             if isinstance(part, Tensor):
                 yield part
             elif isinstance(part, Structured):
-                yield from part.tensors()
+                open_ += [*part._parts()][::-1]
             elif callable(part):
                 yield from closure_tensors(part)
 
 
 def structure(node: Structured) -> tuple:
     """Everything about a node but its tensors, as one hashable value."""
-    return (type(node), *(_structure(value) for value in _values(node)))
+    return tuple(Tensor if isinstance(x, Tensor) else x for x in _flat(node))
 
 
-def _structure(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return Tensor
-    if isinstance(value, Structured):
-        return structure(value)
-    if isinstance(value, tuple):
-        return tuple(map(_structure, value))
-    return value
+def _flat(node: Structured) -> Iterator[Any]:
+    """A node's types and values in one row: a type says how many fields follow, a tuple how many entries."""
+    open_: list[Any] = [node]
+    while open_:
+        part = open_.pop()
+        if isinstance(part, Structured):
+            yield type(part)
+            open_ += _values(part)[::-1]
+        elif isinstance(part, tuple):
+            yield (type(part), len(part))
+            open_ += part[::-1]
+        else:
+            yield part
 
 
 def _values(node: Structured) -> tuple:
     return tuple(getattr(node, name) for name in node._fields)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is b
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return type(a) is type(b) and a == b
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return id(value)
-    return tuple(map(_hashable, value)) if isinstance(value, tuple) else value
 
 
 def _is_dynamic(value: Any) -> bool:

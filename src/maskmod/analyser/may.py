@@ -14,6 +14,7 @@ whether it holds anywhere, so the answer is False regardless.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -21,9 +22,22 @@ import torch
 from torch import Tensor
 
 from maskmod._torch.tracing import known_true
+from maskmod.analyser.expression import BOTH, KV, LANES, NEITHER, Node, Q, needed
 from maskmod.analyser.intervals import BITS, RULES, WIDE, Bounds, _finite, _inside, as_dtype, both, number
-from maskmod.analyser.normal_form import And, Compare, Every, Fact, Formula, Or, Sides, Some, Table, normal, sides
-from maskmod.analyser.record import BOTH, KV, NEITHER, Node, Q
+from maskmod.analyser.normal_form import (
+    And,
+    Compare,
+    Every,
+    Fact,
+    Formula,
+    Or,
+    Shared,
+    Sides,
+    Some,
+    Table,
+    normal,
+    sides,
+)
 from maskmod.analyser.summaries import Grid, Guard, Selection
 
 __all__ = ["may"]
@@ -42,6 +56,14 @@ class _Given(NamedTuple):
     def guard(self, axes: int) -> Guard:
         return self.q if axes == Q else self.kv if axes == KV else ()
 
+    def key(self) -> tuple:
+        guards = tuple(tuple((n.number, sign) for n, sign in guard) for guard in (self.q, self.kv))
+        equal = tuple(
+            (e.constant, *(tuple((sign, n.number) for sign, n in terms) for terms in (e.q, e.kv, e.free)))
+            for e in self.equal
+        )
+        return (*guards, equal)
+
 
 def may(formula: Formula, frame: Grid | Selection) -> Tensor:  # frame.shape
     """Whether the formula may be True at some token of each tile of the frame."""
@@ -51,6 +73,8 @@ def may(formula: Formula, frame: Grid | Selection) -> Tensor:  # frame.shape
 class _Question:
     def __init__(self, frame: Grid | Selection):
         self.frame, self.blocks = frame, frame.blocks
+        self._shared: dict[int, Tensor] = {}
+        self._truth: dict[tuple, Bounds] = {}
 
     def constant(self, answer: bool) -> Tensor:
         return torch.full((1,) * self.frame.lanes, answer, dtype=torch.bool, device=self.blocks.tape.device)
@@ -63,12 +87,13 @@ class _Question:
         if isinstance(formula, And):
             return self.may_and(formula, given)
         if isinstance(formula, Or):
-            answers = [self.may(p, given) for p in formula.parts]
-            return reduce(torch.bitwise_or, answers) if answers else self.constant(False)
+            return self.together(torch.bitwise_or, [self.may(p, given) for p in formula.parts], False)
         if isinstance(formula, Compare):
             return self.may_compare(formula, given)
         if isinstance(formula, Table):
             return self.may_look_up(formula, given)
+        if isinstance(formula, Shared):
+            return self.may_shared(formula)
         if isinstance(formula, (Some, Every)):
             # An equality outside says nothing, entry by entry, of a part with dimensions of its own.
             answer = self.may(formula.part, given._replace(equal=()))
@@ -79,6 +104,26 @@ class _Question:
                 answer = gathered(self.frame.lanes + d, keepdim=formula.keepdim)
             return answer
         return self.constant(True)
+
+    def together(self, join: Callable, answers: list[Tensor], nothing: bool) -> Tensor:
+        """Answers joined, each with the tiles first; one without dimensions of its own says the same of every entry."""
+        if not answers:
+            return self.constant(nothing)
+        rank = max(a.dim() for a in answers)
+        lanes = self.frame.lanes
+        return reduce(join, [a.reshape(a.shape[:lanes] + (1,) * (rank - a.dim()) + a.shape[lanes:]) for a in answers])
+
+    def may_shared(self, shared: Shared) -> Tensor:
+        """Those inside it first, so that this never goes deep."""
+        missing, open_ = {}, [shared]
+        while open_:
+            part = open_.pop()
+            if part.number not in self._shared and part.number not in missing:
+                missing[part.number] = part
+                open_ += part.needs
+        for k in sorted(missing):
+            self._shared[k] = self.may(missing[k].part, _Given())
+        return self._shared[shared.number]
 
     def holds(self, fact: Fact, given: _Given) -> Tensor:
         node = fact.node
@@ -113,7 +158,7 @@ class _Question:
                 *others, (node, sign) = new[axis]
                 answers.append(self.frame.spread(self.blocks.any(node, sign, tuple(others), self.frame.ratio)))
         answers += [self.may(p, inner) for p in rest]
-        return reduce(torch.bitwise_and, answers) if answers else self.constant(True)
+        return self.together(torch.bitwise_and, answers, True)
 
     def may_compare(self, compare: Compare, given: _Given) -> Tensor:
         apart = sides(compare)
@@ -184,7 +229,7 @@ class _Question:
         return left, right, flip, room
 
     def derived(self, value: Tensor, axes: int) -> Node:
-        node = Node(self.blocks.tape, "derived", (), value[(0,) * value.dim()])
+        node = Node(self.blocks.tape, "derived", (), value[(0,) * LANES])
         node.axes, node._value = axes, value
         return node
 
@@ -239,28 +284,46 @@ class _Question:
         """Bounds over each tile of any recorded value; None where nothing is known."""
         if not isinstance(arg, Node):
             return None if arg is None else number(arg, self.blocks.tape.device)
-        if arg.axes != BOTH:
-            return self.leaf(arg, given)
-        if arg.dtype == torch.bool:
-            always, ever = ~self.may(normal(arg, False), given), self.may(normal(arg), given)
-            return Bounds(always.long(), ever.long(), 1)
-        if arg.op == "cast":
-            return as_dtype(self.bounds(arg.args[0], given), arg.dtype)
-        rule = RULES.get(arg.op)
-        if rule is None or arg.options:
+        done: dict[int, Bounds | None] = {}
+
+        def of(a: Any) -> Bounds | None:
+            if not isinstance(a, Node):
+                return None if a is None else number(a, self.blocks.tape.device)
+            if a.number not in done:
+                done[a.number] = self.leaf(a, given) if a.axes != BOTH else self.truth(a, given)
+            return done[a.number]
+
+        for node in needed(arg, lambda node: node.axes == BOTH and node.dtype != torch.bool):
+            done[node.number] = self.result(node, of)
+        return of(arg)
+
+    def result(self, node: Node, of: Callable[[Any], Bounds | None]) -> Bounds | None:
+        """Bounds of one step from those of its arguments."""
+        if node.op == "cast":
+            return as_dtype(of(node.args[0]), node.dtype)
+        rule = RULES.get(node.op)
+        if rule is None or node.options:
             return None
         found = []
-        for k, a in enumerate(arg.args):
-            b = self.bounds(a, given)
-            if b is not None and not (arg.op == "where" and k == 0):
-                b = as_dtype(b, arg.dtype)
-            if b is None and not (a is None and arg.op == "clamp"):
+        for k, a in enumerate(node.args):
+            b = of(a)
+            if b is not None and not (node.op == "where" and k == 0):
+                b = as_dtype(b, node.dtype)
+            if b is None and not (a is None and node.op == "clamp"):
                 return None
             found.append(b)
         result = rule(*found)
         if result is None:
             return None
-        return _finite(result) if arg.dtype.is_floating_point else _inside(result, arg.dtype)
+        return _finite(result) if node.dtype.is_floating_point else _inside(result, node.dtype)
+
+    def truth(self, node: Node, given: _Given) -> Bounds:
+        """A boolean as 0 or 1."""
+        key = (node.number, given.key())
+        if key not in self._truth:
+            always, ever = ~self.may(normal(node, False), given), self.may(normal(node), given)
+            self._truth[key] = Bounds(always.long(), ever.long(), 1)
+        return self._truth[key]
 
     def leaf(self, node: Node, given: _Given) -> Bounds | None:
         if node.dtype not in BITS and not node.dtype.is_floating_point:

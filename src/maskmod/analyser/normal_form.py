@@ -13,9 +13,25 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from maskmod.analyser.record import BOTH, KV, NEITHER, Node, Q, cast
+from maskmod.analyser.expression import BOTH, KV, NEITHER, Node, Q, cast
 
-__all__ = ["And", "Compare", "Every", "Fact", "Formula", "Opaque", "Or", "Sides", "Some", "Table", "normal", "sides"]
+__all__ = [
+    "And",
+    "Compare",
+    "Every",
+    "Fact",
+    "Formula",
+    "Normal",
+    "Opaque",
+    "Or",
+    "Shared",
+    "Sides",
+    "Some",
+    "Table",
+    "normal",
+    "shared_in",
+    "sides",
+]
 
 
 class Fact(NamedTuple):
@@ -67,57 +83,184 @@ class Opaque(NamedTuple):
     """A step without a rule: it may be True anywhere, and so may its negation."""
 
 
-Formula: TypeAlias = "Fact | Compare | Table | And | Or | Some | Every | Opaque"
+class Shared:
+    """A part that is asked about once, apart from what stands around it: it occurs often, or lies deep.
+
+    `needs` are the shared parts inside it, made earlier.
+    """
+
+    def __init__(self, part: Formula, number: int):
+        self.part, self.number = part, number
+        self.needs = shared_in(part)
+
+
+Formula: TypeAlias = "Fact | Compare | Table | And | Or | Some | Every | Opaque | Shared"
+
+DEEPEST = 40  # levels of AND and OR inside each other; what lies deeper is shared
+DOUBLINGS = 3  # xors inside each other that are written out; what lies deeper is shared
 
 _NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 _AND, _OR = ("bitwise_and", "logical_and", "mul"), ("bitwise_or", "logical_or", "add")
 _NOT, _XOR = ("bitwise_not", "logical_not"), ("bitwise_xor", "logical_xor", "ne")
+_Operand: TypeAlias = "tuple[Any, bool]"  # a node or number, and whether it is asserted or denied
+
+
+class Normal:
+    """The normal forms of one tape's nodes, each made once."""
+
+    def __init__(self):
+        self.forms: dict[tuple[int, bool], Formula] = {}
+        self._depth: dict[tuple[int, bool], tuple[int, int]] = {}  # levels, and xors written out
+        self._shared: dict[tuple[int, bool], Shared] = {}
+
+    def form(self, node: Node, sign: bool) -> Formula:
+        """Without recursion: a predicate may be thousands of terms deep."""
+        open_, operands = [(node, sign)], {}
+        while open_:
+            node, sign = open_[-1]
+            key = (node.number, sign)
+            if key in self.forms:
+                open_.pop()
+                continue
+            if key not in operands:
+                operands[key] = _operands(node, sign)
+                missing = [
+                    x for x in operands[key][1] if isinstance(x[0], Node) and (x[0].number, x[1]) not in self.forms
+                ]
+                if missing:
+                    open_ += missing[::-1]
+                    continue
+            open_.pop()
+            self.forms[key] = self._assembled(node, sign, *operands[key])
+        return self.forms[(node.number, sign)]
+
+    def _assembled(self, node: Node, sign: bool, kind: str, operands: list[_Operand]) -> Formula:
+        key = (node.number, sign)
+        if kind == "leaf":
+            self._depth[key] = (0, 0)
+            return _leaf(node, sign)
+        depths = [self._depth[(a.number, s)] if isinstance(a, Node) else (0, 0) for a, s in operands]
+        levels, doublings = max(d[0] for d in depths), max(d[1] for d in depths)
+        if kind == "same":
+            self._depth[key] = (levels, doublings)
+            return self._part(operands[0], False)
+        doubled = kind in ("differ", "choose")
+        shares = levels >= DEEPEST or (doubled and doublings >= DOUBLINGS)
+        self._depth[key] = (1 + doubled, int(doubled)) if shares else (levels + 1 + doubled, doublings + doubled)
+        parts = [self._part(x, shares) for x in operands]
+        if kind == "differ":
+            a, b, not_a, not_b = parts
+            return Or((And((a, b)), And((not_a, not_b))))
+        if kind == "choose":
+            condition, a, otherwise, b = parts
+            return Or((And((condition, a)), And((otherwise, b))))
+        if kind == "gather":
+            return (Some if (node.op == "any") == sign else Every)(parts[0], *node.options)
+        return (And if kind == "and" else Or)(tuple(parts))
+
+    def _part(self, operand: _Operand, shared: bool) -> Formula:
+        a, sign = operand
+        if not isinstance(a, Node):
+            return And(()) if bool(a) == sign else Or(())
+        key = (a.number, sign)
+        form = self.forms[key]
+        if not shared or not self._depth[key][0] or isinstance(form, Shared):
+            return form
+        if key not in self._shared:
+            self._shared[key] = Shared(form, len(self._shared))
+        return self._shared[key]
 
 
 def normal(node: Any, sign: bool = True) -> Formula:
     """The node (or its negation) without any NOT. Numbers and integers mean their truth value."""
     if not isinstance(node, Node):
         return And(()) if bool(node) == sign else Or(())
-    if node.axes != BOTH:
-        return Fact(cast(node, torch.bool), sign)
-    if node.dtype != torch.bool:
-        return _compare("ne", node, 0, sign)
+    if node.tape.normal is None:
+        node.tape.normal = Normal()
+    return node.tape.normal.form(node, sign)
+
+
+def shared_in(formula: Formula) -> list[Shared]:
+    """The shared parts of a formula, those inside them left out."""
+    found, open_ = {}, [formula]
+    while open_:
+        part = open_.pop()
+        if isinstance(part, Shared):
+            found[part.number] = part
+        elif isinstance(part, (And, Or)):
+            open_ += part.parts
+        elif isinstance(part, (Some, Every)):
+            open_.append(part.part)
+    return list(found.values())
+
+
+def _operands(node: Node, sign: bool) -> tuple[str, list[_Operand]]:
+    """How the node is put together, and from what."""
+    if node.axes != BOTH or node.dtype != torch.bool:
+        return "leaf", []
     op, args = node.op, node.args
-    boolean = op.startswith("logical") or (not node.options and all(_is_boolean(a) for a in args))
+    boolean = _of_booleans(node)
     if op in _NOT and boolean:
-        return normal(args[0], not sign)
+        return "same", [(args[0], not sign)]
     if op == "cast":
-        return normal(args[0], sign)
-    if op in _AND and boolean:
-        return _join(And if sign else Or, [normal(a, sign) for a in args])
-    if op in _OR and boolean:
-        return _join(Or if sign else And, [normal(a, sign) for a in args])
+        return "same", [(args[0], sign)]
+    if op in (*_AND, *_OR) and boolean:
+        kind = "and" if (op in _AND) == sign else "or"
+        return kind, _joined(node, sign, kind)
     if (op in _XOR or op == "eq") and boolean:
         differ = (op != "eq") == sign
         a, b = args
-        return Or((And((normal(a), normal(b, not differ))), And((normal(a, False), normal(b, differ)))))
+        return "differ", [(a, True), (b, not differ), (a, False), (b, differ)]
     if op == "where":
         condition, a, b = args
-        return Or((And((normal(condition), normal(a, sign))), And((normal(condition, False), normal(b, sign)))))
-    if op in _NEGATED:
-        left, right = args
-        return _compare(op, left, right, sign)
+        return "choose", [(condition, True), (a, sign), (condition, False), (b, sign)]
     if op in ("any", "all"):
-        return (Some if (op == "any") == sign else Every)(normal(args[0], sign), *node.options)
-    if (looked_up := _table(node)) is not None:
-        return Table(*looked_up, sign)
-    return Opaque()
+        return "gather", [(args[0], sign)]
+    return "leaf", []
+
+
+def _joined(node: Node, sign: bool, kind: str) -> list[_Operand]:
+    """The operands of an AND (or OR) of ANDs (or ORs), from left to right, each once."""
+    found: dict[tuple, _Operand] = {}
+    met: set[tuple[int, bool]] = set()
+    open_: list[_Operand] = [(node, sign)]
+    while open_:
+        a, s = open_.pop()
+        if not isinstance(a, Node):
+            found[("number", bool(a) == s)] = (a, s)
+            continue
+        if (a.number, s) in met:
+            continue
+        met.add((a.number, s))
+        inner = a.axes == BOTH and a.dtype == torch.bool and a.op in (*_AND, *_OR) and _of_booleans(a)
+        if inner and ("and" if (a.op in _AND) == s else "or") == kind:
+            open_ += [(x, s) for x in a.args[::-1]]
+        elif a.axes == BOTH and a.op in _NOT and _of_booleans(a):
+            open_.append((a.args[0], not s))
+        else:
+            found[(a.number, s)] = (a, s)
+    return list(found.values())
+
+
+def _of_booleans(node: Node) -> bool:
+    return node.op.startswith("logical") or (not node.options and all(_is_boolean(a) for a in node.args))
 
 
 def _is_boolean(arg: Any) -> bool:
     return arg.dtype == torch.bool if isinstance(arg, Node) else isinstance(arg, bool)
 
 
-def _join(kind: type, parts: list) -> Formula:
-    flat: list = []
-    for p in parts:
-        flat += p.parts if isinstance(p, kind) else (p,)
-    return kind(tuple(flat))
+def _leaf(node: Node, sign: bool) -> Formula:
+    if node.axes != BOTH:
+        return Fact(cast(node, torch.bool), sign)
+    if node.dtype != torch.bool:
+        return _compare("ne", node, 0, sign)
+    if node.op in _NEGATED:
+        left, right = node.args
+        return _compare(node.op, left, right, sign)
+    if (looked_up := _table(node)) is not None:
+        return Table(*looked_up, sign)
+    return Opaque()
 
 
 def _compare(op: str, left: Any, right: Any, sign: bool) -> Formula:
@@ -152,17 +295,21 @@ def _negative(node: Node) -> Node:
 
 def _table(node: Node) -> tuple[torch.Tensor, tuple] | None:
     """The node as one table looked up at indices, if it is that, or a function of that and of numbers."""
-    if node.op == "gather" and not node.shape and node.axes == BOTH:
-        return node.args[0], node.args[1:]
-    if node.op in ("index", "constant", "select", "lifted", "reshape", "any", "all") or node.shape:
-        return None
-    inner = [a for a in node.args if isinstance(a, Node)]
-    if len(inner) != 1 or (found := _table(inner[0])) is None:
-        return None
-    table, index = found
-    if node.op == "cast":
-        return table.to(node.dtype), index
-    return node.apply([table if isinstance(a, Node) else a for a in node.args]), index
+    steps: list[Node] = []
+    while not (node.op == "gather" and not node.shape and node.axes == BOTH):
+        inner = [a for a in node.args if isinstance(a, Node)]
+        known = ("index", "constant", "select", "lifted", "reshape", "any", "all", "gather")
+        if node.op in known or node.shape or len(inner) != 1:
+            return None
+        steps.append(node)
+        node = inner[0]
+    table, index = node.args[0], node.args[1:]
+    for step in reversed(steps):
+        if step.op == "cast":
+            table = table.to(step.dtype)
+        else:
+            table = step.apply([table if isinstance(a, Node) else a for a in step.args])
+    return table, index
 
 
 class Sides(NamedTuple):
@@ -196,16 +343,21 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 def _collect(arg: Any, sign: int, terms: list) -> int | None:
     """Append the signed one-axis terms of an integer sum and return its constant part; None if it is no such sum."""
-    if not isinstance(arg, Node):
-        return sign * arg if isinstance(arg, int) else None
-    if arg.dtype == torch.int64 and not arg.options:
-        if arg.op in ("add", "sub"):
-            left = _collect(arg.args[0], sign, terms)
-            right = _collect(arg.args[1], sign if arg.op == "add" else -sign, terms)
-            return None if left is None or right is None else left + right
-        if arg.op == "neg":
-            return _collect(arg.args[0], -sign, terms)
-    if arg.axes == BOTH or arg.dtype not in _INTEGERS:
-        return None
-    terms.append((sign, arg))
-    return 0
+    constant: Any = 0
+    open_ = [(arg, sign)]
+    while open_:
+        arg, sign = open_.pop()
+        if not isinstance(arg, Node):
+            if not isinstance(arg, int):
+                return None
+            constant = constant + sign * arg
+        elif arg.dtype == torch.int64 and not arg.options and arg.op in ("add", "sub", "neg"):
+            if arg.op == "neg":
+                open_.append((arg.args[0], -sign))
+            else:
+                open_ += [(arg.args[1], sign if arg.op == "add" else -sign), (arg.args[0], sign)]
+        elif arg.axes == BOTH or arg.dtype not in _INTEGERS:
+            return None
+        else:
+            terms.append((sign, arg))
+    return constant

@@ -11,7 +11,8 @@ import torch
 
 from maskmod._torch.tracing import known_true, tracing
 from maskmod.algebra import MaskMod, Sizes, as_mask, device_of, sizes_of
-from maskmod.analyser.record import Node, Unknown, lanes_read, record
+from maskmod.analyser.expression import Node, lanes_read
+from maskmod.analyser.record import Unknown, record
 from maskmod.analyser.settle import Analysis
 
 __all__ = ["Reading", "read"]

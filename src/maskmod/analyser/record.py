@@ -2,9 +2,7 @@
 
 The predicate runs on one real point, (b, h, q_idx, kv_idx) = (0, 0, 0, 0), whose scalars are `Scalar` tensors:
 every torch function applied to them is carried out on the point (so shapes and dtypes are torch's own, promotion
-included) and recorded as a `Node`. A node knows which of the two long axes it depends on. One that depends on at
-most one of them can be evaluated for all indices at once (`Node.value`, with the user's own torch functions, hence
-exact); one that depends on both is only ever bounded, or evaluated on a few tiles (`evaluate`).
+included) and recorded as a `Node`.
 
 This module refuses to guess: a truth value, a conversion to a Python number, or a function it does not list where
 queries meet keys raise `Unknown`, and the caller evaluates the predicate token by token instead.
@@ -21,181 +19,28 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
+from maskmod.analyser.expression import BOTH, LANES, NEITHER, Node, Tape, cast
 from maskmod.analyser.torch_ops import (
     CASTS,
     CONSTANTS,
     ELEMENTWISE,
     IDENTITIES,
     INFORMATION,
+    RANDOM,
     REDUCTIONS,
     RESHAPES,
     canonical_name,
 )
-from maskmod.oracle import scalar_bool
+from maskmod.errors import MaskError
+from maskmod.oracle import randomness, scalar_bool
 
-__all__ = [
-    "BOTH",
-    "KV",
-    "NEITHER",
-    "Node",
-    "Q",
-    "Scalar",
-    "Tape",
-    "Unknown",
-    "cast",
-    "evaluate",
-    "lanes_read",
-    "record",
-]
+__all__ = ["Scalar", "Unknown", "record"]
 
-# Which long axes a node depends on, as bits. Batch and head are lanes: every value carries them.
-NEITHER, Q, KV, BOTH = 0, 1, 2, 3
-LANES = 4  # leading dimensions of a value: (B|1, H|1, q_len|1, kv_len|1); the node's own shape follows
 _no_dispatch = torch._C.DisableTorchFunctionSubclass
 
 
 class Unknown(Exception):
     """The predicate does something the analyser has no meaning for; not an error of the user's."""
-
-
-class Tape:
-    """The nodes of one recorded predicate, and the lengths it is read at."""
-
-    def __init__(self, B: int, H: int, q_len: int, kv_len: int, device: torch.device, traced: bool):
-        self.lengths = (B, H, q_len, kv_len)
-        self.device, self.traced = device, traced
-        self.nodes: list[Node] = []
-        self._seen: dict[tuple, Node] = {}
-
-    def node(self, op: str, args: tuple, sample: Tensor, options: tuple = ()) -> Node:
-        """Record one step; the same step twice is one node (outside a trace, where the compiler does it)."""
-        if self.traced:
-            return Node(self, op, args, sample, options)
-        key = (op, options, tuple(_identity(a) for a in args))
-        if key not in self._seen:
-            self._seen[key] = Node(self, op, args, sample, options)
-        return self._seen[key]
-
-    def positions(self, dim: int) -> Tensor:  # (n,) on its own lane
-        shape = [1] * LANES
-        shape[dim] = self.lengths[dim]
-        return torch.arange(self.lengths[dim], device=self.device).view(shape)
-
-
-def _identity(arg: Any) -> Any:
-    if isinstance(arg, Node):
-        return ("node", arg.number)
-    if isinstance(arg, slice):
-        return ("slice", arg.start, arg.stop, arg.step)
-    if isinstance(arg, Tensor):
-        return ("tensor", id(arg))  # the node keeps the tensor alive, so the id stays its own
-    return (type(arg), arg.hex() if isinstance(arg, float) else arg)  # 0.0 == -0.0
-
-
-class Node:
-    """One step of the recorded predicate.
-
-    `op` is the canonical name of the function, or "index" (one of the four scalars), "constant" (a captured tensor),
-    "gather" (table[...]) or "lifted" (any other function, of one axis only). `args` holds nodes, Python numbers,
-    None and, for gathers, a tensor and slices. `sample` is the value at the recorded point.
-    """
-
-    def __init__(self, tape: Tape, op: str, args: tuple, sample: Tensor, options: tuple = ()):
-        self.tape, self.op, self.args, self.options = tape, op, args, options
-        self.dtype, self.shape, self.sample = sample.dtype, tuple(sample.shape), sample
-        self.axes, self.reads_index = NEITHER, op == "index"
-        for a in args:
-            if isinstance(a, Node):
-                self.axes |= a.axes
-                self.reads_index |= a.reads_index
-        if op == "index":
-            self.axes = (NEITHER, NEITHER, Q, KV)[args[0]]
-        self.number = len(tape.nodes)
-        tape.nodes.append(self)
-        self._value: Tensor | None = None
-
-    def __repr__(self) -> str:
-        return f"Node({self.number}: {self.op} {[a.number if isinstance(a, Node) else a for a in self.args]})"
-
-    @property
-    def value(self) -> Tensor:  # (B|1, H|1, q_len|1, kv_len|1, *shape), for nodes of at most one axis
-        """The node at every index of its axis, computed once."""
-        if self._value is None:
-            self._value = self.apply([a.value if isinstance(a, Node) else a for a in self.args])
-        return self._value
-
-    @property
-    def is_position(self) -> bool:
-        """Whether this is q_idx or kv_idx itself."""
-        return self.op == "index" and self.axes != NEITHER
-
-    def apply(self, args: list) -> Tensor:
-        """Carry the operation out on values (lanes first)."""
-        if self.op == "index":
-            return self.tape.positions(args[0])
-        if self.op == "constant":
-            return args[0].reshape((1,) * LANES + self.shape)
-        if self.op == "gather":
-            return _gather(self, args)
-        if self.op == "select":
-            return args[0][(slice(None),) * LANES + self.options]
-        if self.op in REDUCTIONS:
-            dims, keepdim = self.options
-            x = args[0]
-            for d in sorted(dims, reverse=True):
-                x = getattr(torch, self.op)(x, LANES + d, keepdim=keepdim)
-            return x
-        if self.op == "reshape":
-            return args[0].reshape(args[0].shape[:LANES] + self.shape)
-        if self.op == "cast":
-            return args[0].to(self.dtype)
-        if self.op == "lifted":
-            return _lifted(self.options[0], args, self.options[1], self.args)
-        return ELEMENTWISE[self.op](*args, **dict(self.options))
-
-
-def _gather(node: Node, args: list) -> Tensor:
-    table, *index = args
-    table = table[tuple(i if isinstance(i, slice) else slice(None) for i in index)]
-    if node.axes != BOTH and not node.tape.traced and (view := _slice_of(table, node, index)) is not None:
-        return view
-    picked = [d for d, i in enumerate(index) if not isinstance(i, slice)]
-    rest = [d for d in range(table.dim()) if d not in picked]
-    return table.permute(picked + rest)[tuple(index[d] for d in picked)]
-
-
-def _slice_of(table: Tensor, node: Node, index: list) -> Tensor | None:
-    """The gather as a view, when each index is one of the four scalars itself, in order."""
-    lanes, selection, nodes = [], [], node.args[1:]
-    for i, n in zip(index, nodes, strict=True):
-        if isinstance(n, Node):
-            if n.op != "index" or (lanes and n.args[0] <= lanes[-1]) or len(selection) != len(lanes):
-                return None
-            length = node.tape.lengths[n.args[0]]
-            if table.shape[len(lanes)] < length:
-                return None
-            lanes.append(n.args[0])
-            selection.append(slice(0, length))
-        elif not isinstance(i, slice):
-            return None
-        else:
-            selection.append(slice(None))
-    placed = [selection[lanes.index(lane)] if lane in lanes else None for lane in range(LANES)]
-    return table[(*placed, ...)]
-
-
-def _lifted(function: Callable, args: list, kwargs: tuple, nodes: tuple) -> Tensor:
-    """Any function of values of one axis: torch's own vmap over their lanes."""
-    values = [a for a, n in zip(args, nodes, strict=True) if isinstance(n, Node)]
-    lanes = torch.broadcast_shapes(*(v.shape[:LANES] for v in values))
-    flat = [v.expand(lanes + v.shape[LANES:]).reshape((-1,) + v.shape[LANES:]) for v in values]
-
-    def call(*points: Tensor) -> Tensor:
-        remaining = iter(points)
-        return function(*(next(remaining) if isinstance(n, Node) else n for n in nodes), **dict(kwargs))
-
-    out = torch.vmap(call)(*flat)
-    return out.reshape(lanes + out.shape[1:])
 
 
 class Scalar(torch.Tensor):
@@ -236,15 +81,39 @@ class _Sealed(Scalar):
         raise Unknown(f"{func} of a recording scalar's point")
 
 
-class _Indexing(TorchFunctionMode):
-    # `table[..., scalar]` reaches a subclass outside a trace only; Dynamo needs the mode.
+class _Watching(TorchFunctionMode):
+    """Sees what a predicate does beside its scalars: tables indexed by them, tensors computed from tensors."""
+
+    def __init__(self, tape: Tape, mask: object):
+        super().__init__()
+        self.tape, self.mask = tape, mask
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is torch.Tensor.__getitem__ and not isinstance(args[0], Scalar):
+            # `table[..., scalar]` reaches a subclass outside a trace only; Dynamo needs the mode.
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             for i in index:
                 if isinstance(i, Scalar):
-                    return _dispatch(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+                    return _dispatch(func, args, kwargs)
+            if self.tape.traced and any(isinstance(i, Tensor) and not i.dim() for i in index):
+                return _index_of_graph(args[0], index)
+        for draws in RANDOM:
+            if func is draws:
+                raise randomness(self.mask)
+        result = func(*args, **kwargs)
+        if not self.tape.traced and isinstance(result, Tensor) and not isinstance(result, Scalar):
+            self.tape.made[id(result)] = (result, func, args, kwargs)
+        return result
+
+
+def _index_of_graph(table: Tensor, index: tuple) -> Tensor:
+    """A table of the graph looked up at numbers of the graph: `table[0-d]` would ask the index for its value."""
+    if not all(isinstance(i, (int, Tensor)) and not isinstance(i, bool) for i in index):
+        return table[index]
+    return torch.ops.aten.index(
+        table, [i if isinstance(i, Tensor) else torch.tensor(i, device=table.device) for i in index]
+    )
 
 
 def _scalar(node: Node) -> Scalar:
@@ -294,7 +163,7 @@ def _dispatch(func: Callable, args: tuple, kwargs: dict) -> Any:
     if sample is args[0]:  # `x.long()` of an int64 is x
         return sample
     if name in RESHAPES and sample.dtype == args[0].dtype:  # `x.view(dtype)` is another thing
-        return _scalar(tape.node("reshape", (args[0].node,), sample))
+        return _scalar(tape.node("reshape", (args[0].node,), sample, tuple(sample.shape)))
     if name in REDUCTIONS:
         return _scalar(_record_reduction(tape, name, args, kwargs, sample))
     if name in ELEMENTWISE:
@@ -385,20 +254,13 @@ def _range(arg: Any) -> tuple[int, int] | None:
     return (arg, arg) if isinstance(arg, int) else None
 
 
-def cast(node: Node, dtype: torch.dtype) -> Node:
-    """The node as `dtype`: itself if it is."""
-    if node.dtype == dtype:
-        return node
-    return node.tape.node("cast", (node,), node.sample.to(dtype), (dtype,))
-
-
 def _aligned(tape: Tape, name: str, args: list) -> list:
     """Give all nodes one rank, as broadcasting would.
 
     vmap, which defines what a predicate means, promotes values of different rank and dtype unlike torch does on the
-    values themselves, and `where` and `clamp` even those of one rank; such mixtures are refused. So are scalars that
-    vmap narrows first (torch 2.13): a captured one in an order comparison with a narrower dtype, a Python number in
-    half-precision arithmetic.
+    values themselves, and `where` and `clamp` even those of one rank; such mixtures are refused, and so is a Python
+    number in half-precision arithmetic. In a comparison vmap converts a captured scalar to a narrower dtype of the same
+    kind, so 259 equals an int8 of 3 (torch 2.13); so does this.
     """
     nodes = [a for a in args if isinstance(a, Node)]
     halves = any(a.dtype in (torch.half, torch.bfloat16) for a in nodes)
@@ -409,10 +271,10 @@ def _aligned(tape: Tape, name: str, args: list) -> list:
     operands = nodes[1:] if name == "where" else nodes
     if (not same_rank or name in ("where", "clamp")) and len({a.dtype for a in operands}) > 1:
         raise Unknown(f"{name} of values whose promotion depends on their rank")
-    if name in _COMPARISONS and len(nodes) == 2 and nodes[0].dtype != nodes[1].dtype:
-        for a, other in (nodes, nodes[::-1]):
-            if not a.reads_index and torch.promote_types(a.dtype, other.dtype) != other.dtype:
-                raise Unknown(f"{name} with a captured scalar of a wider dtype")
+    if not rank and name in (*_COMPARISONS, "eq", "ne") and len(nodes) == 2:
+        for k, (a, other) in enumerate((nodes, nodes[::-1])):
+            if not a.reads_index and other.reads_index and _is_narrower(other.dtype, a.dtype):
+                args = [cast(a, other.dtype), other] if k == 0 else [other, cast(a, other.dtype)]
     if same_rank:
         return args
     aligned = []
@@ -422,6 +284,13 @@ def _aligned(tape: Tape, name: str, args: list) -> list:
             a = tape.node("reshape", (a,), a.sample.reshape(shape), shape)
         aligned.append(a)
     return aligned
+
+
+def _is_narrower(a: torch.dtype, b: torch.dtype) -> bool:
+    """Whether `a` holds less than `b` of the same kind of number."""
+    if torch.bool in (a, b) or a.is_floating_point != b.is_floating_point:
+        return False
+    return torch.promote_types(a, b) != a
 
 
 def _record_reduction(tape: Tape, name: str, args: tuple, kwargs: dict, sample: Tensor) -> Node:
@@ -514,9 +383,9 @@ def record(mask: Callable, B: int, H: int, q_len: int, kv_len: int, device: torc
     zero = torch.zeros((), dtype=torch.long, device="meta" if traced else device)
     scalars = [_scalar(tape.node("index", (lane,), zero)) for lane in range(LANES)]
     try:
-        with _Indexing():
+        with _Watching(tape, mask):
             answer = mask(*scalars)
-    except Unknown:
+    except (Unknown, MaskError):
         raise
     except Exception as error:
         if traced:
@@ -528,31 +397,3 @@ def record(mask: Callable, B: int, H: int, q_len: int, kv_len: int, device: torc
     constant = _argument(tape, scalar_bool(mask, answer, device))
     assert isinstance(constant, Node)
     return constant
-
-
-def evaluate(node: Node, take: Callable[[Node], Tensor]) -> Tensor:
-    """The node on a frame of points: `take` gives the values there of a node of at most one axis."""
-    done: dict[int, Tensor] = {}
-
-    def values(n: Any) -> Any:
-        if not isinstance(n, Node):
-            return n
-        if n.number not in done:
-            done[n.number] = take(n) if n.axes != BOTH else n.apply([values(a) for a in n.args])
-        return done[n.number]
-
-    return values(node)
-
-
-def lanes_read(root: Node) -> set[int]:
-    """Which of the batch (0) and head (1) index the expression depends on."""
-    read, seen, stack = set(), set(), [root]
-    while stack:
-        node = stack.pop()
-        if node.number in seen:
-            continue
-        seen.add(node.number)
-        if node.op == "index":
-            read.add(node.args[0])
-        stack += [a for a in node.args if isinstance(a, Node)]
-    return read

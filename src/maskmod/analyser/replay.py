@@ -1,9 +1,10 @@
 """A mask recorded once and read again and again: what a server does with every step.
 
 Recording costs Python; replaying costs the torch operations alone, with tables read as views where an index is a
-position itself. Tensors are held by reference, so that contents rewritten in place are seen. For this reason only
-masks made of the library's own nodes are replayed: a user's function may have computed something from a tensor while
-it was recorded, and that would go stale. It never asks a tensor for its value.
+position itself. Tensors are held by reference, so that contents rewritten in place are seen, and what the mask computed
+from them while it was recorded is computed again at each reading. Only masks made of the library's own nodes are
+replayed: a user's function may have looked at a value, or at something that is no tensor. No tensor is asked for its
+value here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from maskmod.algebra import Func, Mask, Sizes
-from maskmod.analyser.record import KV, Node, Unknown, record
+from maskmod.analyser.expression import KV, Node, Tape, needed
+from maskmod.analyser.record import Unknown, record
 from maskmod.analyser.torch_ops import ELEMENTWISE
 
 __all__ = ["Replay", "replay_of"]
@@ -30,19 +32,21 @@ class Replay:
         self._root, self._kept = root.number, {}
         self._steps: list[tuple[int, Callable[..., Tensor], list]] = []
         settled: set[int] = set()
-        for node in _needed(root):
+        for node in needed(root):
             needs = [a.number for a in node.args if isinstance(a, Node)]
             if all(number in self._kept for number in needs):
                 value = node.apply([_value(a, self._kept) for a in node.args])
                 held = [a for a in node.args if isinstance(a, Tensor)]  # a table, or a tensor that the mask captured
+                made = any(_is_copy(a, node.tape) for a in held)
                 if not held and settled.issuperset(needs):
                     settled.add(node.number)
                     self._kept[node.number] = value
                     continue
-                if held and _shares_storage(value, held[0]):
+                if held and not made and _shares_storage(value, held[0]):
                     self._kept[node.number] = value
                     continue
-            self._steps.append(_ladder_step(node) or (node.number, _bound(node), list(node.args)))
+            args = [_again(a, node.tape) if isinstance(a, Tensor) else a for a in node.args]
+            self._steps.append(_ladder_step(node) or (node.number, _bound(node), args))
 
     def read(self) -> Tensor:
         """Bool, broadcastable to (B, H, q_len, kv_len): the mask as its tensors stand now. Not for use in a graph."""
@@ -64,25 +68,52 @@ def replay_of(mask: Mask, sizes: Sizes, device: torch.device) -> Replay | None:
 
 
 def _is_ours(mask: Mask) -> bool:
-    if isinstance(mask, Func) or not type(mask).__module__.startswith("maskmod."):
-        return False
-    values = (getattr(mask, name) for name in mask._fields)
-    parts = (part for value in values for part in (value if isinstance(value, tuple) else (value,)))
-    return all(
-        _is_ours(part) if isinstance(part, Mask) else not callable(part) or isinstance(part, Tensor) for part in parts
-    )
-
-
-def _needed(root: Node) -> list[Node]:
-    """Every node that the root depends on, each after those it needs."""
-    seen: dict[int, Node] = {}
-    open_ = [root]
+    open_: list[Any] = [mask]
     while open_:
-        node = open_.pop()
-        if node.number not in seen:
-            seen[node.number] = node
-            open_ += [a for a in node.args if isinstance(a, Node)]
-    return [seen[number] for number in sorted(seen)]
+        part = open_.pop()
+        if isinstance(part, Mask):
+            if isinstance(part, Func) or not type(part).__module__.startswith("maskmod."):
+                return False
+            open_ += (getattr(part, name) for name in part._fields)
+        elif isinstance(part, tuple):
+            open_ += part
+        elif callable(part) and not isinstance(part, Tensor):
+            return False
+    return True
+
+
+def _is_copy(tensor: Tensor, tape: Tape) -> bool:
+    """Whether a tensor was computed while recording, so that what it was computed from may have moved on."""
+    if id(tensor) not in tape.made:
+        return False
+    _, _, args, _ = tape.made[id(tensor)]
+    source = args[0] if args else None
+    views = isinstance(source, Tensor) and _shares_storage(tensor, source)
+    return not views or _is_copy(source, tape)
+
+
+class _Again:
+    """A tensor that is computed anew at each reading, by the functions that made it while recording."""
+
+    def __init__(self, tensor: Tensor, tape: Tape):
+        _, self.function, args, kwargs = tape.made[id(tensor)]
+        self.args = [_again(a, tape) for a in args]
+        self.kwargs = {name: _again(a, tape) for name, a in kwargs.items()}
+
+    def read(self) -> Tensor:
+        return self.function(*map(_now, self.args), **{name: _now(a) for name, a in self.kwargs.items()})
+
+
+def _again(arg: Any, tape: Tape) -> Any:
+    if isinstance(arg, (tuple, list)):
+        return type(arg)(_again(a, tape) for a in arg)
+    return _Again(arg, tape) if isinstance(arg, Tensor) and _is_copy(arg, tape) else arg
+
+
+def _now(arg: Any) -> Any:
+    if isinstance(arg, (tuple, list)):
+        return type(arg)(map(_now, arg))
+    return arg.read() if isinstance(arg, _Again) else arg
 
 
 def _ladder_step(node: Node) -> tuple[int, Callable[..., Tensor], list] | None:
@@ -104,7 +135,7 @@ def _ladder_step(node: Node) -> tuple[int, Callable[..., Tensor], list] | None:
     below = kv_len - (op in ("le", "gt"))  # kv <= n is kv < n + 1, and kv > n its opposite
 
     def compare(number: Tensor) -> Tensor:
-        row = (below - number).clamp(0, kv_len)
+        row = (below - number.clamp(-1, kv_len)).clamp(0, kv_len)  # clamped first: the ends of a dtype would wrap
         return rows.index_select(0, row.reshape(-1)).view(*row.shape[:3], kv_len)
 
     return node.number, compare, [b]
@@ -121,4 +152,4 @@ def _shares_storage(value: Tensor, table: Tensor) -> bool:
 
 
 def _value(arg: Any, values: dict[int, Tensor]) -> Any:
-    return values[arg.number] if isinstance(arg, Node) else arg
+    return values[arg.number] if isinstance(arg, Node) else _now(arg)

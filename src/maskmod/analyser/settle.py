@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from maskmod.analyser.expression import KV, Node, Q, evaluate
 from maskmod.analyser.may import may
 from maskmod.analyser.normal_form import normal
-from maskmod.analyser.record import KV, Node, Q, evaluate
 from maskmod.analyser.summaries import Blocks, Grid, Selection
-from maskmod.oracle import vmap_at
+from maskmod.oracle import vmap_at, vmap_mask
 
 if TYPE_CHECKING:
     from maskmod.analyser.reading import Reading
@@ -63,6 +63,7 @@ class Analysis:
         self.mask, self.sizes, self.device = reading.mask, reading.sizes, reading.device
         self.traced, self.root, self.lanes = reading.traced, reading.root, reading.lanes[:2]
         self.block_size = block_size
+        self._whole: Tensor | None = None  # the dense mask, where nothing smaller can be evaluated
         if self.root is not None:
             self.blocks = Blocks(self.root.tape, block_size, looks=looks and not self.traced)
         self.counts = tuple(-(-n // s) for n, s in zip(self.sizes[2:], block_size, strict=True))
@@ -86,7 +87,7 @@ class Analysis:
     def tokens(self, tiles: TileList, q: Tensor, kv: Tensor) -> Tensor:  # (n, nq, nkv) bool
         """The mask at queries q (n, nq) and keys kv (n, nkv) of each tile."""
         if self.root is None:
-            return vmap_at(self.mask, tiles.b, tiles.h, q, kv)
+            return self._lifted(tiles, q, kv)
         where = (tiles.b.view(-1, 1), tiles.h.view(-1, 1))
 
         def take(node: Node) -> Tensor:
@@ -105,6 +106,15 @@ class Analysis:
 
         out = evaluate(self.root, take)  # (n|1, 1, nq|1, nkv|1)
         return out.expand(q.shape[0], 1, q.shape[1], kv.shape[1]).squeeze(1)
+
+    def _lifted(self, tiles: TileList, q: Tensor, kv: Tensor) -> Tensor:
+        if self._whole is None:
+            try:
+                return vmap_at(self.mask, tiles.b, tiles.h, q, kv)
+            except Exception:
+                # Some predicates fit the whole alone (operations in place at lengths of 1); else the error is torch's.
+                self._whole = vmap_mask(self.mask, *self.sizes, device=self.device)
+        return self._whole[tiles.b.view(-1, 1, 1), tiles.h.view(-1, 1, 1), q.unsqueeze(2), kv.unsqueeze(1)]
 
     def at_once(self, tokens: int) -> int:
         """How many tiles of so many tokens are evaluated in one batch; a token may hold a row of a table."""

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from maskmod.analyser.expression import Node
 from maskmod.analyser.intervals import WIDE
 from maskmod.analyser.normal_form import And, Compare, Every, Fact, Formula, Or, Some, Table, sides
-from maskmod.analyser.record import Node
 
 __all__ = ["is_false", "simplified"]
 

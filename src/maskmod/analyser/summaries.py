@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from maskmod.analyser.record import LANES, NEITHER, Node, Q, Tape
+from maskmod.analyser.expression import LANES, NEITHER, Node, Q, Tape
 
 __all__ = ["Blocks", "Grid", "Guard", "Selection"]
 

@@ -16,6 +16,7 @@ __all__ = [
     "ELEMENTWISE",
     "IDENTITIES",
     "INFORMATION",
+    "RANDOM",
     "REDUCTIONS",
     "RESHAPES",
     "canonical_name",
@@ -34,6 +35,21 @@ IDENTITIES = ("clone", "contiguous", "detach")
 RESHAPES = ("unsqueeze", "squeeze", "view", "reshape", "flatten")
 CONSTANTS = ("new_ones", "new_zeros", "new_full", "ones_like", "zeros_like", "full_like")
 INFORMATION = ("dim", "size", "numel", "is_floating_point", "element_size", "ndimension", "get_device")
+
+_DRAWS = """
+    alpha_dropout bernoulli binomial dropout feature_alpha_dropout feature_dropout multinomial normal poisson rand
+    rand_like randint randint_like randn randn_like randperm rrelu
+"""
+_DRAWS_OF_TENSORS = """
+    bernoulli bernoulli_ cauchy_ exponential_ geometric_ log_normal_ multinomial normal_ random_ uniform_
+"""
+_DRAWS_OF_LAYERS = "alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout gumbel_softmax"
+# What draws random numbers, by any of its names; compared with `is`.
+RANDOM: tuple[Callable, ...] = (
+    *(getattr(torch, name) for name in _DRAWS.split()),
+    *(getattr(torch.Tensor, name) for name in _DRAWS_OF_TENSORS.split()),
+    *(getattr(torch.nn.functional, name) for name in _DRAWS_OF_LAYERS.split()),
+)
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 _IN_PLACE = tuple(f"__i{operator}__" for operator in _OPERATORS)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskmod.analyser.expression import evaluate
 from maskmod.analyser.reading import Reading
-from maskmod.analyser.record import evaluate
 from maskmod.analyser.settle import TileList
 
 __all__ = ["paint"]

@@ -12,14 +12,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from maskmod._torch.tracing import known_true
-from maskmod.algebra import And, Mask, Not, Or
+from maskmod.algebra import And, Mask, Not, Or, fold
 from maskmod.choose import PerHead
 from maskmod.masks import Causal, Chunked, Full, Prefix, Sinks, SlidingWindow, Window
 from maskmod.positions import Shift
 
 __all__ = ["Band", "band_of"]
 
-_KNOWN = (Full, Causal, SlidingWindow, Window, Prefix, Sinks, Chunked, Shift, And, Or, Not, PerHead)
+_KNOWN = (Full, Causal, SlidingWindow, Window, Prefix, Sinks, Chunked, Shift, PerHead)
 
 
 class Band(NamedTuple):
@@ -65,6 +65,21 @@ class _Span(NamedTuple):
 
 
 def _band(mask: Mask, q: _Span, kv: _Span) -> Band | None:
+    return fold(mask, lambda leaf: _band_of_atom(leaf, q, kv), _joined)
+
+
+def _joined(kind: type, bands: list[Band | None]) -> Band | None:
+    if kind is Not:
+        return _complement(bands[0])
+    join = _intersection if kind is And else _union if kind is Or else _unknown
+    return join(bands[0], bands[1])
+
+
+def _unknown(a: Band | None, b: Band | None) -> None:
+    """Where exactly one of two bands is visible is no band that anybody asks for."""
+
+
+def _band_of_atom(mask: Mask, q: _Span, kv: _Span) -> Band | None:
     if type(mask) not in _KNOWN:  # a subclass may say something else than its base
         return None
     match mask:
@@ -82,12 +97,6 @@ def _band(mask: Mask, q: _Span, kv: _Span) -> Band | None:
             return Band(None, None)
         case Shift(mask=inner, q_offset=int(q_offset), kv_offset=int(kv_offset), b_offset=None, h_offset=None):
             return _shifted(_band(inner, q.moved(q_offset), kv.moved(kv_offset)), q_offset - kv_offset)
-        case And(left=left, right=right):
-            return _intersection(_band(left, q, kv), _band(right, q, kv))
-        case Or(left=left, right=right):
-            return _union(_band(left, q, kv), _band(right, q, kv))
-        case Not(mask=inner):
-            return _complement(_band(inner, q, kv))
         case PerHead(masks=masks):
             return functools.reduce(_same, (_band(inner, q, kv) for inner in masks))
     return None

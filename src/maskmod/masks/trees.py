@@ -18,6 +18,7 @@ from maskmod.algebra.lookup import (
     check_table_sizes,
     look_up,
     row_scalar,
+    wide,
 )
 from maskmod.errors import MaskValueError
 
@@ -44,7 +45,7 @@ class Tree(Mask):
         sees = node == key
         for _ in range(self.depth):
             parent, known = look_up(self.parents, b, node)
-            node = parent * known + known - 1  # the parent's number, or -1 above the roots
+            node = wide(parent, self.parents) * known + known - 1  # the parent's number, or -1 above the roots
             sees = sees | (node == key)
         first = q_idx - start
         return sees & (key >= 0) & (key < nodes) & (first >= 0) & (first < nodes)
@@ -90,7 +91,7 @@ class DfsTree(Mask):
     def __call__(self, b, h, q_idx, kv_idx):
         start = row_scalar(self.start, b)
         end, known = look_up(self.ends, b, kv_idx - start)
-        return (kv_idx <= q_idx) & (q_idx - start < end) & known
+        return (kv_idx <= q_idx) & (q_idx - start < wide(end, self.ends)) & known
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_row_count(self, self.start, B)
