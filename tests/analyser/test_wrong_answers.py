@@ -72,9 +72,9 @@ def test_a_replay_follows_narrow_tensors(dtype, shape) -> None:
     n = torch.full(shape, 2, dtype=dtype)
     plan = DecodePlan(causal() & prefix(n), StaticCache(8), 2, 1, 1, backend="sdpa")
     n.fill_(6)
-    assert plan.step_(7).attn_mask.sum(-1).flatten().tolist() == [6, 6]
+    assert plan.step_(7).kwargs()["attn_mask"].sum(-1).flatten().tolist() == [6, 6]
     n.fill_(1)
-    assert plan.step_(7).attn_mask.sum(-1).flatten().tolist() == [1, 1]
+    assert plan.step_(7).kwargs()["attn_mask"].sum(-1).flatten().tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
@@ -83,7 +83,7 @@ def test_a_replay_follows_narrow_tensors(dtype, shape) -> None:
 def test_the_ends_of_a_dtype_do_not_wrap(make, end, dtype) -> None:
     n = torch.tensor(getattr(torch.iinfo(dtype), end), dtype=dtype)
     plan = DecodePlan(make(n), StaticCache(8), 1, 1, 1, backend="sdpa")
-    assert int(plan.step_(7).attn_mask.sum()) == (0 if end == "min" else 8)
+    assert int(plan.step_(7).kwargs()["attn_mask"].sum()) == (0 if end == "min" else 8)
 
 
 @pytest.mark.parametrize("dtype", NARROW[1:], ids=str)
@@ -167,7 +167,7 @@ def test_a_plan_of_thousands_of_terms() -> None:
     for i in range(1200):
         mask = mask & ~prefix(i % 3)
     plan = DecodePlan(mask, StaticCache(8), 1, 1, 1, backend="sdpa")
-    assert plan.step_(7).attn_mask[0, 0, 0].tolist() == [False] * 2 + [True] * 6
+    assert plan.step_(7).kwargs()["attn_mask"][0, 0, 0].tolist() == [False] * 2 + [True] * 6
 
 
 def test_xor_chains_cost_what_they_say() -> None:

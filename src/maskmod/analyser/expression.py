@@ -206,7 +206,8 @@ def evaluate(root: Node, take: Callable[[Node], Tensor]) -> Tensor:
         values[step.number] = step.apply(args)
         for a in step.args:
             if isinstance(a, Node) and last[a.number] == step.number:
-                leaves.pop(a.number, None), values.pop(a.number, None)
+                leaves.pop(a.number, None)
+                values.pop(a.number, None)
     return values[root.number]
 
 

@@ -32,12 +32,11 @@ from maskmod.analyser.normal_form import (
     Formula,
     Or,
     Shared,
-    Sides,
     Some,
     Table,
     normal,
-    sides,
 )
+from maskmod.analyser.sides import Sides, extra_of, falls, is_plain, sides, total_of
 from maskmod.analyser.summaries import Grid, Guard, Selection
 
 __all__ = ["may"]
@@ -176,7 +175,7 @@ class _Question:
                 answer = answer & ((self.frame.spread(sets[0]) & self.frame.spread(sets[1])) != 0)
         elif apart.op in ("lt", "le"):
             for equal in given.equal:
-                if not _is_plain(apart):
+                if not is_plain(apart):
                     answer = answer & self.may_within(equal, apart, given)
         return answer
 
@@ -205,18 +204,18 @@ class _Question:
 
     def ordered_within(self, equal: Sides, order: Sides) -> tuple[Node, Node, bool, Tensor] | None:
         """Both sides of `order` with the ids in front, whether they are swapped, and whether nothing overflows."""
-        ids = [_total(side) for side in (equal.q, equal.kv)]
-        parts = [_total(side) for side in (order.q, order.kv)]
+        ids = [total_of(side) for side in (equal.q, equal.kv)]
+        parts = [total_of(side) for side in (order.q, order.kv)]
         if ids[0] is None or ids[1] is None or parts[0] is None or parts[1] is None:
             return None
         if not (_is_small(equal.constant) and _is_small(order.constant)):
             return None
         # Ids and offsets mostly grow together: write the order so that growing positions count positively.
-        flip = _falls(order.q)
-        f, g = parts[0].value.long(), parts[1].value.long() + _extra(order)
+        flip = falls(order.q)
+        f, g = parts[0].value.long(), parts[1].value.long() + extra_of(order)
         if flip:
             f, g = -f, -g
-        a, c = ids[0].value.long(), ids[1].value.long() + _extra(equal)
+        a, c = ids[0].value.long(), ids[1].value.long() + extra_of(equal)
         low_id, high_id = torch.minimum(a.amin(), c.amin()), torch.maximum(a.amax(), c.amax())
         low, high = torch.minimum(f.amin(), g.amin()), torch.maximum(f.amax(), g.amax())
         M = high - low + 1
@@ -244,7 +243,7 @@ class _Question:
         terms = apart.q if axis == Q else apart.kv
         ratio, guard = self.frame.ratio, given.guard(axis)
         if len(terms) > 1:
-            total = _total(terms)
+            total = total_of(terms)
             assert total is not None
             lo, hi = self.blocks.lo(total, guard, ratio), self.blocks.hi(total, guard, ratio)
         else:
@@ -416,36 +415,3 @@ def _trusted(lo: Tensor, hi: Tensor) -> Tensor:
 
 def _is_small(x: int) -> bool:
     return -(1 << WIDE) < x < 1 << WIDE
-
-
-def _is_plain(apart: Sides) -> bool:
-    """Whether a comparison is of q_idx and kv_idx themselves: ids say nothing new about those."""
-    return all(node.is_position for _, node in (*apart.q, *apart.kv))
-
-
-def _falls(terms: tuple[tuple[int, Node], ...]) -> bool:
-    positions = [sign for sign, node in terms if node.is_position]
-    return (positions or [terms[0][0]])[0] < 0
-
-
-def _total(terms: tuple[tuple[int, Node], ...]) -> Node | None:
-    """The sum of signed terms as a node."""
-    total: Node | None = None
-    for sign, node in terms:
-        if node.dtype != torch.int64:
-            node = node.tape.node("cast", (node,), node.sample.long())
-        if total is None:
-            total = node if sign > 0 else node.tape.node("neg", (node,), -node.sample)
-        elif sign > 0:
-            total = node.tape.node("add", (total, node), total.sample + node.sample)
-        else:
-            total = node.tape.node("sub", (total, node), total.sample - node.sample)
-    return total
-
-
-def _extra(apart: Sides) -> Any:
-    """What a comparison adds to its keys' side that depends on neither axis."""
-    extra: Any = apart.constant
-    for sign, node in apart.free:
-        extra = extra + sign * node.value.long()
-    return extra

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from maskmod.analyser.expression import BOTH, KV, NEITHER, Node, Q, cast
+from maskmod.analyser.expression import BOTH, Node, cast
 
 __all__ = [
     "And",
@@ -25,12 +25,10 @@ __all__ = [
     "Opaque",
     "Or",
     "Shared",
-    "Sides",
     "Some",
     "Table",
     "normal",
     "shared_in",
-    "sides",
 ]
 
 
@@ -310,54 +308,3 @@ def _table(node: Node) -> tuple[torch.Tensor, tuple] | None:
         else:
             table = step.apply([table if isinstance(a, Node) else a for a in step.args])
     return table, index
-
-
-class Sides(NamedTuple):
-    """A comparison with its queries on the left and its keys on the right: sum(q) op sum(kv) + sum(free) + constant."""
-
-    op: str
-    q: tuple[tuple[int, Node], ...]  # (sign, node)
-    kv: tuple[tuple[int, Node], ...]
-    free: tuple[tuple[int, Node], ...]
-    constant: int
-
-
-def sides(compare: Compare) -> Sides | None:
-    """The comparison of two integer sums taken apart by axis; None when it does not come apart."""
-    terms: list[tuple[int, Node]] = []
-    constant = _collect(compare.left, 1, terms)
-    other = _collect(compare.right, -1, terms)
-    if constant is None or other is None:
-        return None
-    return Sides(
-        compare.op,
-        tuple((s, n) for s, n in terms if n.axes == Q),
-        tuple((-s, n) for s, n in terms if n.axes == KV),
-        tuple((-s, n) for s, n in terms if n.axes == NEITHER),
-        -(constant + other),
-    )
-
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-def _collect(arg: Any, sign: int, terms: list) -> int | None:
-    """Append the signed one-axis terms of an integer sum and return its constant part; None if it is no such sum."""
-    constant: Any = 0
-    open_ = [(arg, sign)]
-    while open_:
-        arg, sign = open_.pop()
-        if not isinstance(arg, Node):
-            if not isinstance(arg, int):
-                return None
-            constant = constant + sign * arg
-        elif arg.dtype == torch.int64 and not arg.options and arg.op in ("add", "sub", "neg"):
-            if arg.op == "neg":
-                open_.append((arg.args[0], -sign))
-            else:
-                open_ += [(arg.args[1], sign if arg.op == "add" else -sign), (arg.args[0], sign)]
-        elif arg.axes == BOTH or arg.dtype not in _INTEGERS:
-            return None
-        else:
-            terms.append((sign, arg))
-    return constant

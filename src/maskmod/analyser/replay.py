@@ -88,8 +88,9 @@ def _is_copy(tensor: Tensor, tape: Tape) -> bool:
         return False
     _, _, args, _ = tape.made[id(tensor)]
     source = args[0] if args else None
-    views = isinstance(source, Tensor) and _shares_storage(tensor, source)
-    return not views or _is_copy(source, tape)
+    if not isinstance(source, Tensor) or not _shares_storage(tensor, source):
+        return True
+    return _is_copy(source, tape)  # a view
 
 
 class _Again:

@@ -16,7 +16,8 @@ import torch
 
 from maskmod.analyser.expression import Node
 from maskmod.analyser.intervals import WIDE
-from maskmod.analyser.normal_form import And, Compare, Every, Fact, Formula, Or, Some, Table, sides
+from maskmod.analyser.normal_form import And, Compare, Every, Fact, Formula, Or, Some, Table
+from maskmod.analyser.sides import sides
 
 __all__ = ["is_false", "simplified"]
 
