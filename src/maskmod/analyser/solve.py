@@ -19,11 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from maskmod.analyser.expression import KV, NEITHER, Node, Q
 from maskmod.analyser.interval_sets import MOST, Intervals, Unsolved, complement, met, united
 from maskmod.analyser.intervals import WIDE
-from maskmod.analyser.normal_form import And, Compare, Fact, Formula, Or, normal, sides
+from maskmod.analyser.normal_form import And, Compare, Fact, Formula, Or, normal
 from maskmod.analyser.reading import Reading
-from maskmod.analyser.record import KV, NEITHER, Node, Q
+from maskmod.analyser.sides import sides
 
 __all__ = ["MOST", "Intervals", "Unsolved", "solve", "solved", "united"]
 
