@@ -10,6 +10,7 @@ import re
 import pytest
 import torch
 
+import maskmod
 from maskmod import (
     BlockClasses,
     Mask,
@@ -23,6 +24,8 @@ from maskmod import (
     same_structure,
     vmap_mask,
 )
+from maskmod.cli.expressions import mask_from_text
+from maskmod.errors import MaskValueError
 from maskmod.masks.catalog import CATALOG, VOCABULARY, Entry
 from oracle import loop_table
 from reference import plain_attention
@@ -153,3 +156,18 @@ def test_examples_build_and_say_what_they_are(entry: Entry):
     assert torch.equal(dense_mask(again, *entry.size), seen)
     assert mask.to("cpu") == mask
     assert repr(mask) == repr(entry.build())
+
+
+@every_entry
+def test_the_command_line_reads_every_example(entry: Entry):
+    read = mask_from_text(entry.example.replace("torch.tensor(", "("))  # where a list is a tensor
+    assert same_structure(read, entry.build())
+    assert torch.equal(dense_mask(read, *entry.size), dense_mask(entry.build(), *entry.size))
+
+
+def test_the_command_line_knows_every_mask_that_can_be_imported():
+    public = [name for name in maskmod.__all__ if name in VOCABULARY]
+    assert {"tree", "dfs_tree", "within", "per_head", "shift"} <= set(public)
+    with pytest.raises(MaskValueError) as error:
+        mask_from_text("no_such_mask()")
+    assert all(name in str(error.value) for name in (*public, *constructors()))

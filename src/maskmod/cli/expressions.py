@@ -14,15 +14,12 @@ from typing import Any
 
 import torch
 
-from maskmod import choose, masks, positions
 from maskmod.algebra import Mask, as_mask
 from maskmod.errors import MaskTypeError, MaskValueError
+from maskmod.masks.catalog import VOCABULARY
 
 __all__ = ["mask_from_text"]
 
-_VOCABULARY: dict[str, Callable] = {
-    name: getattr(module, name) for module in (masks, positions, choose) for name in module.__all__ if name[0].islower()
-}
 _INT_BITS = 62  # of an index, with room for a sum
 
 _DEEPEST = 100  # levels of an expression that a person still reads
@@ -36,7 +33,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 def mask_from_text(text: str) -> Mask:
     """The mask that the text describes.
 
-    In an expression, ``[0, 0, 1]`` and ``[[1, 0], [1, 1]]`` are tensors; a list of masks is a list.
+    In an expression, ``[0, 0, 1]`` and ``[[1, 0], [1, 1]]`` are tensors; a list of masks is a list, ``(4, 4)`` a shape.
 
     Raises:
         MaskValueError: the text is neither an expression in the vocabulary nor the name of something importable.
@@ -74,7 +71,7 @@ def _value(node: ast.expr, text: str) -> Any:
     match node:
         case ast.Constant(value=int() as value) if value.bit_length() > _INT_BITS:
             raise _unreadable(text, f"{value} does not fit an index")
-        case ast.Constant(value=bool() | int() | None as value):
+        case ast.Constant(value=bool() | int() | float() | None as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as value)):
             return -value
@@ -82,14 +79,16 @@ def _value(node: ast.expr, text: str) -> Any:
             return ~_mask_value(operand, text)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_mask_value(left, text), _mask_value(right, text))
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in _VOCABULARY:
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in VOCABULARY:
             by_name = {keyword.arg: _value(keyword.value, text) for keyword in keywords if keyword.arg is not None}
             if len(by_name) == len(keywords):
                 return _called(name, [_value(arg, text) for arg in args], by_name, ast.unparse(node))
         case ast.List(elts=elements):
             values = [_value(element, text) for element in elements]
-            return values if any(isinstance(value, Mask) for value in values) else _table(values, text)
-        case ast.Name(id=name) if name in _VOCABULARY:
+            return values if any(isinstance(value, (Mask, tuple)) for value in values) else _table(values, text)
+        case ast.Tuple(elts=elements):  # a shape, or a size for queries and one for keys
+            return tuple(_value(element, text) for element in elements)
+        case ast.Name(id=name) if name in VOCABULARY:
             raise _unreadable(text, f"{name} is named, not called")
     raise _unreadable(text, f"{ast.unparse(node)!r} is not in the vocabulary")
 
@@ -103,11 +102,11 @@ def _mask_value(node: ast.expr, text: str) -> Any:
 
 def _called(name: str, args: list, by_name: dict[str, Any], written: str) -> Any:
     try:
-        return _VOCABULARY[name](*args, **by_name)
+        return VOCABULARY[name](*args, **by_name)
     except TypeError as error:
         if isinstance(error, MaskTypeError):
             raise
-        raise MaskTypeError(written, str(error), f"See help(maskmod.{name}).") from error
+        raise MaskTypeError(written, str(error), f"See help({VOCABULARY[name].__module__}.{name}).") from error
 
 
 def _table(values: list, text: str) -> torch.Tensor:
@@ -133,7 +132,7 @@ def _imported(text: str, module: str, attribute: str) -> Any:
 
 
 _TODO = "Write masks and `& | ^ ~`, as in 'causal() & sliding_window(4)', or module:attribute. Known: " + ", ".join(
-    sorted(_VOCABULARY)
+    sorted(VOCABULARY)
 )
 
 

@@ -46,8 +46,8 @@ DRAFTS: tuple[Entry, ...] = (
         keys="n, and the length of its path + 1",
         source="Medusa, Cai et al. 2024",
         elsewhere="Medusa medusa_choices, medusa_attn_mask",
-        example="shift(prefix(2) | tree(parents_from_paths([[0], [1], [0, 0], [0, 1], [1, 0]]), start=2), q_offset=2)",
-        size=(1, 1, 6, 8),
+        example="shift(prefix(2) | tree(parents_from_paths([(0,), (1,), (0, 0), (0, 1)]), start=2), q_offset=2)",
+        size=(1, 1, 5, 7),
         exactness="bounds",
     ),
     _tree(

@@ -189,8 +189,8 @@ PACKED: tuple[Entry, ...] = (
         keys="those that are not hidden at its row",
         source="FlashMask, Wang et al. 2024",
         elsewhere="PaddlePaddle flashmask_attention(startend_row_indices=...), bottom-right where lengths differ",
-        example="flashmask(torch.tensor([[3, 5, 0, 0], [4, 6, 0, 0], [5, 6, 0, 1], [6, 6, 0, 2], [6, 6, 1, 3], "
-        "[6, 6, 2, 4]])[None, None], causal=False)",
+        example="flashmask(torch.tensor([[[[3, 5, 0, 0], [4, 6, 0, 0], [5, 6, 0, 1], [6, 6, 0, 2], [6, 6, 1, 3], "
+        "[6, 6, 2, 4]]]]), causal=False)",
         size=(1, 1, 6, 6),
     ),
     _entry(

@@ -193,12 +193,12 @@ POSITIONAL: tuple[Entry, ...] = (
     _entry(
         number=16,
         name="sinks and window",
-        expression="streaming_llm(n_sinks, n)",
-        formula="k <= q & (k < n_sinks | q - k < n)",
-        keys="at most n_sinks + n",
+        expression="causal() & (sliding_window(n) | sinks(m))",
+        formula="k <= q & (q - k < n | k < m)",
+        keys="at most n + m",
         source="StreamingLLM, Xiao et al. 2023; MInference's A-shape",
-        elsewhere="causal() & (sliding_window(n) | sinks(n_sinks)); not the learned softmax sink of gpt-oss",
-        example="streaming_llm(1, 2)",
+        elsewhere="streaming_llm(m, n) for short; not the learned softmax sink of gpt-oss",
+        example="causal() & (sliding_window(2) | sinks(1))",
         size=(1, 1, 6, 6),
     ),
     _entry(

@@ -12,7 +12,10 @@ _entry = functools.partial(Entry, group="sparse")
 _chosen = functools.partial(Entry, group="selected")
 
 _CHOSEN = "torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]])"
-_BY_QUERY = f"{_CHOSEN}.repeat_interleave(2, 0)"
+_BY_QUERY = (
+    "torch.tensor([[1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1], "
+    "[1, 0, 1, 1]])"
+)
 
 SPARSE: tuple[Entry, ...] = (
     _chosen(
@@ -156,8 +159,9 @@ SPARSE: tuple[Entry, ...] = (
         keys="at most top-k",
         source="DeepSeek V3.2",
         elsewhere="transformers modular_deepseek_v32, from the indexer's top-k indices",
-        example=f"dsa({_BY_QUERY}.repeat_interleave(2, 1))",
-        size=(1, 1, 8, 8),
+        example="dsa(torch.tensor([[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [1, 0, 0, 1, 0, 0], "
+        "[0, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1]]))",
+        size=(1, 1, 6, 6),
     ),
     _chosen(
         number=75,
