@@ -57,8 +57,7 @@ def table(entries: tuple[Entry, ...], *, linked: bool) -> str:
 def section(entry: Entry) -> str:
     """One mask: its facts, its code, its drawing."""
     B, H, q_len, kv_len = entry.size
-    options = {"B": B, "H": H} if (B, H) != (1, 1) else {}
-    options |= {"h": entry.head} if entry.head else {}
+    options = {"B": B, "H": H, "h": entry.head} if (B, H) != (1, 1) else {}
     written = "".join(f", {name}={value}" for name, value in options.items())
     call = f"print(draw({entry.example}, {q_len}, {kv_len}{written}))"
     if len(call) > 100:
@@ -79,7 +78,7 @@ def section(entry: Entry) -> str:
             "```",
             "",
             "```text",
-            draw(entry.build(), q_len, kv_len, **options),
+            draw(entry.build(), q_len, kv_len, B=B, H=H, h=entry.head),
             "```",
             "",
         )

@@ -31,6 +31,7 @@ from maskmod import (
     tree,
     where,
     window,
+    within,
 )
 from maskmod.algebra import MaskMod
 from oracle import Spec
@@ -61,6 +62,11 @@ def shared_doc(i: int) -> int:
 
 def span(b: int, i: int) -> int:
     return (i + b) // 4 if (i + b) // 4 % 2 else -1
+
+
+def span_of_document(b: int, i: int) -> int:
+    """Two spans a document, 0 and 1 in each."""
+    return (-1, 0, 0, -1, 1, 1, 1)[(i + 3 * b) % 7]
 
 
 def shared_span(i: int) -> int:
@@ -193,6 +199,13 @@ CASES = [
     ),
     Case("key_lengths", lambda B, H, q, kv: key_padding(rows(length, B)), lambda b, h, q, kv: kv < length(b)),
     Case(
+        "within",
+        lambda B, H, q, kv: within(table(doc, B, max(q, kv)), causal() & (prefix(2) | sliding_window(3))),
+        lambda b, h, q, kv: (
+            kv <= q and doc(b, q) == doc(b, kv) and (q - kv < 3 or kv - max(0, 7 * doc(b, kv) - 3 * b) < 2)
+        ),
+    ),
+    Case(
         "tree",
         lambda B, H, q, kv: tree(rows(lambda i: (i - 1) // 2, 7), start=2),
         lambda b, h, q, kv: q - 2 < 7 and in_heap(q - 2, kv - 2),
@@ -221,16 +234,16 @@ CASES = [
         lambda b, h, q, kv: kv <= q and (q - kv < 4 or kv < 2),
     ),
     Case(
-        "image_spans",
+        "image_spans",  # packing after the spans: their ids come again in each document
         lambda B, H, q, kv: (
-            (
-                (causal() & sliding_window(6) & document(table(doc, B, max(q, kv))))
-                | blockwise(table(span, B, max(q, kv)))
-            )
+            ((causal() & sliding_window(6)) | blockwise(table(span_of_document, B, max(q, kv))))
+            & document(table(doc, B, max(q, kv)))
             & key_padding(table(is_valid, B, kv).bool())
         ),
         lambda b, h, q, kv: (
-            ((0 <= q - kv < 6 and doc(b, q) == doc(b, kv)) or span(b, q) == span(b, kv) != -1) and is_valid(b, kv)
+            (0 <= q - kv < 6 or span_of_document(b, q) == span_of_document(b, kv) != -1)
+            and doc(b, q) == doc(b, kv)
+            and is_valid(b, kv)
         ),
     ),
     Case("function", lambda B, H, q, kv: mask_mod(_slope), lambda b, h, q, kv: q - kv <= 2 * h),

@@ -269,6 +269,7 @@ def test_every_name_of_the_vocabulary_has_a_case():
     constructors = {"full", "causal", "sliding_window", "window", "chunked", "prefix", "sinks", "document", "blockwise"}
     constructors |= {
         "key_padding",
+        "within",
         "tree",
         "dfs_tree",
         "mask_mod",
@@ -306,6 +307,8 @@ def test_every_name_of_the_vocabulary_has_a_case():
         "additive_bias",
         "dense_mask",
         "draw",
+        "plot",
+        "to_html",
         "vmap_mask",
         "block_mask",
         "classify_blocks",

@@ -17,8 +17,8 @@ from maskmod import Mask, causal, document, mask_mod, per_head, shift, sinks, sl
 from maskmod.analyser.reading import read
 from maskmod.errors import MaskError, MaskValueError
 from maskmod.pictures.script import NotScriptable, Script
-from patterns import PATTERNS
 from random_masks import Case
+from truths import TRUTHS
 
 MILLION = 1 << 20
 PAGE = Path(__file__).parents[2] / "src" / "maskmod" / "pictures"
@@ -59,11 +59,11 @@ def case_of(mask, B: int, H: int, q_len: int, kv_len: int) -> dict | None:
 
 
 def test_every_pattern_is_the_same_in_javascript(tmp_path):
-    cases = [case_of(p.mask, p.B, p.H, p.q_len, p.kv_len) for p in PATTERNS]
-    refused = [p.name for p, case in zip(PATTERNS, cases, strict=True) if case is None]
+    cases = [case_of(truth.build(*truth.sizes[0]), *truth.sizes[0]) for truth in TRUTHS]
+    refused = [truth.name for truth, case in zip(TRUTHS, cases, strict=True) if case is None]
     assert refused == []
     answers = evaluated([case for case in cases if case is not None], tmp_path)
-    for pattern, case, answer in zip(PATTERNS, cases, answers, strict=True):
+    for pattern, case, answer in zip(TRUTHS, cases, answers, strict=True):
         assert case is not None
         assert answer == case["meaning"], (pattern.name, case["source"])
 
