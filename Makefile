@@ -1,32 +1,20 @@
-# `make demo`, `make test` and `make docs` do everything on a fresh machine; a second call reuses the environment.
+# `make demo` and `make test` do everything on a fresh machine; a second call reuses the environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-DEMO := $(VENV)/.demo
 STAMP := $(VENV)/.installed
-DOCS := $(VENV)/.docs
 # One thread in each of two workers: kernels this small gain nothing from a second thread, and lose much by waiting for it.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test lint unit compile matrix bench bench-report gpu versions docs format clean
+.PHONY: demo test lint unit compile matrix bench format clean
 
-# What the demo needs and no more: torch, typer, rich.
-$(DEMO): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) --editable '.[cli]'
-	touch $(DEMO)
-
-$(STAMP): $(DEMO)
-	$(PIP) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-$(DOCS): $(STAMP)
-	$(PIP) --editable '.[docs]'
-	touch $(DOCS)
-
-demo: $(DEMO)
+demo: $(STAMP)
 	$(BIN)/python -m maskmod demo
 
 test: lint
@@ -50,21 +38,9 @@ matrix: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
-# Everything that wants a GPU, with the python at hand (it needs torch with CUDA and pytest); nothing is fetched.
-gpu:
-	$(PYTHON) tools/gpu.py
-
-# The smoke set in an environment for each version; installs several torch builds, one at a time.
-versions:
-	$(PYTHON) tools/versions.py
-
-# The site, in site/; links are checked, notebooks run. Code in pages runs in `make test`.
-docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis site
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

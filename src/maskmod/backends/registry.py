@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from maskmod.backends.csr import Csr
 from maskmod.backends.eager import Eager
+from maskmod.backends.fa4 import Fa4
 from maskmod.backends.flash import Flash
+from maskmod.backends.flashinfer import Flashinfer
+from maskmod.backends.flashmask import Flashmask
 from maskmod.backends.flex import Flex
+from maskmod.backends.hstu import Hstu
+from maskmod.backends.magi import Magi
 from maskmod.backends.protocol import Backend
 from maskmod.backends.sdpa import Sdpa
+from maskmod.backends.sglang import Sglang
+from maskmod.backends.splash import Splash
 from maskmod.errors import BackendError, MaskTypeError
 
 __all__ = ["get", "names", "register_backend"]
 
-_BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Eager(), Sdpa(), Flex(), Flash())}
+_BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        *(Eager(), Sdpa(), Flex(), Flash()),
+        *(Csr(), Flashmask(), Fa4(), Flashinfer(), Magi(), Hstu(), Splash(), Sglang()),  # layouts of others' kernels
+    )
+}
 
 
 def get(name: str) -> Backend:
