@@ -34,7 +34,7 @@ from maskmod.pictures.text import draw
 from maskmod.positions import at_positions, remap, shift
 from maskmod.serving import DecodePlan, RaggedPlan
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 __all__ = [
     "BlockClasses",

@@ -13,6 +13,7 @@ __all__ = [
     "MaskShapeError",
     "MaskTypeError",
     "MaskValueError",
+    "RankError",
     "TruthValueError",
     "UnsupportedMask",
 ]
@@ -74,3 +75,7 @@ class UnsupportedMask(MaskError, ValueError):
 
 class BackendError(MaskError, ValueError):
     """A backend name that nobody registered, or registered twice."""
+
+
+class RankError(MaskError, RuntimeError):
+    """A rank that died, is late, or disagrees with the others; every other rank raises it, with the rank's number."""

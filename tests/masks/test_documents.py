@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
@@ -57,6 +59,14 @@ def test_blocks_run_as_printed(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     text = path.read_text()
     monkeypatch.chdir(tmp_path)
     run(str(path.relative_to(ROOT)), text)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_run(path: Path):
+    cells = json.loads(path.read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "commit notebooks without outputs"
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    run(path.name, "".join(f"```python\n{source}\n```\n\n" for source in code))
 
 
 def test_the_runner_can_fail():
