@@ -24,6 +24,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from benchmarks import transformers_masks
 from benchmarks.masks import MASKS, documents_of
 from benchmarks.pairs import alternate
+from benchmarks.production import PRODUCTION
 from benchmarks.serving import recompile_rows, step_rows
 from maskmod import block_mask, classify_tiles, dense_mask
 
@@ -96,6 +97,20 @@ def long_rows(lengths: list[int]) -> list[Row]:
                 row["growth"] = round(row["alone"]["ms"] / half["alone"]["ms"], 1)
             rows.append(row)
             _show(row)
+    return rows
+
+
+def production_rows() -> list[Row]:
+    """`block_mask` against eager `create_block_mask` for the predicates of systems in production."""
+    rows = []
+    for make in PRODUCTION.values():
+        name, mask, sizes = make()
+        functions: dict[str, Callable[[], object]] = {
+            "maskmod": lambda m=mask, s=sizes: block_mask(m, *s),
+            "eager": lambda m=mask, s=sizes: create_block_mask(m, *s, device="cpu"),
+        }
+        rows.append(_row("production", name, sizes[2], alternate(functions, 3, SECONDS)))
+        _show(rows[-1])
     return rows
 
 
@@ -191,7 +206,7 @@ def trace(directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("--quick", action="store_true", help="short lengths only")
-    parser.add_argument("--only", choices=("blocks", "dense", "transformers", "long", "serving"))
+    parser.add_argument("--only", choices=("blocks", "dense", "production", "transformers", "long", "serving"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--trace", type=Path, metavar="DIR")
@@ -205,6 +220,8 @@ def main() -> None:
         rows += block_rows([1024, 4096] if options.quick else [1024, 4096, 16384, 131072])
     if options.only in (None, "dense"):
         rows += dense_rows([2048] if options.quick else [2048, 4096, 8192])
+    if options.only in (None, "production"):
+        rows += production_rows()
     if options.only in (None, "transformers"):
         rows += transformers_masks.time_rows() + transformers_masks.time_rows("eager") + transformers_masks.graph_rows()
     if options.only in (None, "long") and not options.quick:
