@@ -82,7 +82,7 @@ class Flashmask(Backend):
                 return FlashmaskArgs(
                     table,
                     is_causal,
-                    f"{count} columns of hidden rows, {'' if is_causal else 'not '}causal",
+                    f"{count} column{'s' * (count > 1)} of hidden rows, {'' if is_causal else 'not '}causal",
                     reading.sizes,
                 )
         if asked == forms:

@@ -39,6 +39,22 @@ def draw(
     typer.echo(picture_of(mask_from_text(mask), q_len, kv_len or q_len, B=batch, H=heads, b=b, h=h))
 
 
+@app.command()
+def explain(
+    mask: Annotated[str, typer.Argument(help='"causal() & sliding_window(4)", or module:attribute.')],
+    q_len: Annotated[int, typer.Option(help="Queries.", min=1)],
+    kv_len: Annotated[int | None, typer.Option(help="Keys; as many as queries by default.", min=1)] = None,
+    batch: Annotated[int, typer.Option("--B", help="Batch rows the mask is read at.", min=1)] = 1,
+    heads: Annotated[int, typer.Option("--H", help="Heads the mask is read at.", min=1)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, and nothing else.")] = False,
+) -> None:
+    """Say what a mask is, as far as it is proven, and what each backend gets of it or why it cannot have it."""
+    from maskmod.cli.explain import explain as explained
+
+    found = explained(mask_from_text(mask), batch, heads, q_len, kv_len or q_len)
+    typer.echo(found.to_json() if as_json else str(found))
+
+
 @demo.callback()
 def run_demo(
     context: typer.Context,

@@ -9,13 +9,17 @@ from maskmod.testing.graphs import (
     count_graphs,
     watch_graphs,
 )
+from maskmod.testing.same import assert_hidden, assert_no_leak, assert_same_mask
 
 __all__ = [
     "GraphBreak",
     "GraphReport",
     "Recompile",
+    "assert_hidden",
     "assert_max_graphs",
     "assert_no_graph_breaks",
+    "assert_no_leak",
+    "assert_same_mask",
     "count_graphs",
     "watch_graphs",
 ]
