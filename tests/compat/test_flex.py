@@ -50,14 +50,37 @@ def test_other_arguments_are_passed_on() -> None:
         ours.create_block_mask(banded, 1, 1, 256, 256, "cpu", dq_kv_order=None)  # pyright: ignore
 
 
-def test_compile_is_passed_on(monkeypatch) -> None:
-    seen = []
-    monkeypatch.setattr(theirs, "create_block_mask", lambda *args, **kwargs: seen.append((args, kwargs)))
-    ours.create_block_mask(banded, 1, 1, 128, 128, "cpu", 64, _compile=True)
-    ((args, kwargs),) = seen
-    assert args == (banded, 1, 1, 128, 128, "cpu", 64)
-    assert kwargs.pop("_compile")
-    assert kwargs == {"separate_full_blocks": True, "compute_dq_write_order": False, "dq_kv_order": True}
+def test_compile_needs_none(monkeypatch) -> None:
+    expected = theirs.create_block_mask(banded, 1, 1, 200, 128, "cpu", 64)
+    monkeypatch.setattr(torch, "compile", None)
+    assert_same_tables(ours.create_block_mask(banded, 1, 1, 200, 128, "cpu", 64, _compile=True), expected)
+
+
+def test_ours_in_the_place_of_torchs(monkeypatch) -> None:
+    expected = [
+        theirs.create_block_mask(banded, 1, 1, 128, 128, "cpu", 64, separate_full_blocks=False),
+        theirs.create_mask(lambda score, b, h, q, kv: torch.where(q >= kv, score, -torch.inf), 1, 1, 8, 8, "cpu"),
+    ]
+    for name in ("create_block_mask", "create_mask"):
+        monkeypatch.setattr(theirs, name, getattr(ours, name))
+    blocks = theirs.create_block_mask(banded, 1, 1, 128, 128, "cpu", 64, separate_full_blocks=False)
+    assert torch.equal(blocks.kv_num_blocks, expected[0].kv_num_blocks)
+    scores = theirs.create_mask(lambda score, b, h, q, kv: torch.where(q >= kv, score, -torch.inf), 1, 1, 8, 8, "cpu")
+    assert torch.equal(scores, expected[1])
+    assert_same_tables(
+        theirs.create_block_mask(banded, 1, 1, 128, 128, "cpu", 64),
+        ours.create_block_mask(banded, 1, 1, 128, 128, "cpu", 64),
+    )
+
+
+def test_every_name_of_torchs_module() -> None:
+    assert set(theirs.__all__) <= set(ours.__all__)
+    for name in theirs.__all__:
+        if name not in ("create_mask", "create_block_mask"):
+            assert getattr(ours, name) is getattr(theirs, name)
+    assert ours._DEFAULT_SPARSE_BLOCK_SIZE == theirs._DEFAULT_SPARSE_BLOCK_SIZE
+    with pytest.raises(AttributeError, match="no_such_name"):
+        ours.no_such_name  # noqa: B018
 
 
 def test_score_functions_are_torchs() -> None:

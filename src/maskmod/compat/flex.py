@@ -1,10 +1,13 @@
-"""torch's own names for flex attention's masks, with torch's signatures: change one import.
+"""torch's own names for flex attention, with torch's signatures: change one import.
 
-    from maskmod.compat.flex import and_masks, create_block_mask, create_mask, or_masks
+    from maskmod.compat.flex import BlockMask, create_block_mask, flex_attention
 
-The results are equal to torch's, entry by entry; predicates need not change. What is not sped up here (score
-functions, write orders, `_compile`) is passed on to torch. As in torch, `device=None` means the accelerator if there is
-one, else the CPU. This module adds no meaning of its own.
+The module has every name of `torch.nn.attention.flex_attention`; `create_mask` and `create_block_mask` are ours, their
+results equal to torch's, entry by entry; predicates need not change. `_compile=True` asks torch for a build without a
+dense mask, which ours never holds: it is served like the default, with nothing to compile. What is not sped up here
+(score functions, write orders) is passed on to torch's own functions, as they stood when this module was imported, so
+that ours may be put in their place. As in torch, `device=None` means the accelerator if there is one, else the CPU.
+This module adds no meaning of its own.
 """
 
 from __future__ import annotations
@@ -15,13 +18,40 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
-from torch.nn.attention.flex_attention import BlockMask, and_masks, or_masks
+from torch.nn.attention.flex_attention import (
+    AuxOutput,
+    AuxRequest,
+    BlockMask,
+    FlexKernelOptions,
+    and_masks,
+    flex_attention,
+    noop_mask,
+    or_masks,
+)
+from torch.nn.attention.flex_attention import create_block_mask as _torch_create_block_mask
+from torch.nn.attention.flex_attention import create_mask as _torch_create_mask
 
 from maskmod.algebra import Mask, MaskMod
 from maskmod.blocks.block_mask import block_mask
 from maskmod.dense import dense_mask
 
-__all__ = ["and_masks", "create_block_mask", "create_mask", "or_masks"]
+__all__ = [
+    "AuxOutput",
+    "AuxRequest",
+    "BlockMask",
+    "FlexKernelOptions",
+    "and_masks",
+    "create_block_mask",
+    "create_mask",
+    "flex_attention",
+    "noop_mask",
+    "or_masks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Whatever else torch's module holds, private names included."""
+    return getattr(torch_flex, name)
 
 
 def create_mask(
@@ -38,7 +68,7 @@ def create_mask(
     [[[[True, False], [True, True]]]]
     """
     if _is_score_mod(mod_fn):
-        return torch_flex.create_mask(mod_fn, B, H, Q_LEN, KV_LEN, device)
+        return _torch_create_mask(mod_fn, B, H, Q_LEN, KV_LEN, device)
     return dense_mask(mod_fn, B, H, Q_LEN, KV_LEN, device=_device(device))
 
 
@@ -60,9 +90,9 @@ def create_block_mask(
     >>> create_block_mask(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx, 1, 1, 256, 256, device="cpu").sparsity()
     25.0
     """
-    others = not separate_full_blocks or compute_dq_write_order or _compile or not isinstance(dq_kv_order, bool)
+    others = not separate_full_blocks or compute_dq_write_order or not isinstance(dq_kv_order, bool)
     if others or _is_score_mod(mask_mod):
-        return torch_flex.create_block_mask(
+        return _torch_create_block_mask(
             mask_mod,
             B,
             H,
