@@ -10,7 +10,7 @@ from maskmod.algebra import MaskMod
 from maskmod.analyser.reading import Reading, read
 from maskmod.blocks.paint import paint
 from maskmod.errors import MaskTypeError, MaskValueError
-from maskmod.oracle import reads_b_and_h, vmap_mask
+from maskmod.oracle import reads_b_and_h, vmap_of
 
 __all__ = ["additive_bias", "bias_from_bool", "dense_mask", "dense_of", "shared"]
 
@@ -55,7 +55,7 @@ def dense_of(reading: Reading, method: str = "auto") -> Tensor:
         raise MaskValueError(
             f'dense_mask({mask!r}, method="blocks")', "it cannot be painted here", 'Pass method="auto" or "vmap".'
         )
-    return vmap_mask(mask, *reading.sizes, device=reading.device) if painted is None else painted
+    return vmap_of(mask, reading.sizes, reading.device) if painted is None else painted
 
 
 def additive_bias(
@@ -108,4 +108,4 @@ def shared(reading: Reading) -> Reading:
         lanes = sizes._replace(B=sizes.B if reads_b else 1, H=sizes.H if reads_h else 1)
     if any(tensor.dim() and known_true(tensor.shape[0] == sizes.B) for tensor in mask.tensors()):
         lanes = lanes._replace(B=sizes.B)
-    return Reading(reading.written, lanes, reading.device)
+    return reading.at(lanes.B, lanes.H)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from maskmod._torch.tracing import known_true, tracing
 from maskmod._torch.workarounds import storable
-from maskmod.algebra import Index, Mask, MaskMod, as_mask, device_of, sizes_of, spell
+from maskmod.algebra import Index, Mask, MaskMod, Sizes, as_mask, device_of, sizes_of, spell
 from maskmod.errors import MaskShapeError, MaskTypeError, TruthValueError
 
-__all__ = ["reads_b_and_h", "scalar_bool", "vmap_at", "vmap_mask"]
+__all__ = ["reads_b_and_h", "scalar_bool", "vmap_at", "vmap_mask", "vmap_of"]
 
 
 def vmap_mask(
@@ -41,7 +41,11 @@ def vmap_mask(
     """
     mask = as_mask(mask)
     sizes = sizes_of(mask, B, H, q_len, kv_len)
-    device = device_of(mask, device)
+    return vmap_of(mask, sizes, device_of(mask, device))
+
+
+def vmap_of(mask: Mask, sizes: Sizes, device: torch.device) -> Tensor:
+    """`vmap_mask` at sizes that were checked."""
     if any(known_true(size == 0) for size in sizes):
         return torch.empty(sizes, dtype=torch.bool, device=device)
     return _lift(mask, [torch.arange(size, device=device) for size in sizes])

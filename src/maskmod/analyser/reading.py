@@ -67,6 +67,17 @@ class Reading:
         """The sizes with 1 for B, or H, where the predicate does not read that index; as they are where unknown."""
         return self.sizes if self.root is None else Sizes(*self.root.tape.lengths)
 
+    def at(self, B: int, H: int) -> Reading:
+        """The same mask read for so many rows and heads, with the recording that is there.
+
+        Each is its own size, or 1 where the predicate does not read that index.
+        """
+        if self.sizes[:2] == (B, H):
+            return self
+        other = Reading(self.written, self.sizes._replace(B=B, H=H), self.device)
+        other.why, other._recorded, other._root = self.why, self._recorded, self._root
+        return other
+
     def analysis(self, block_size: tuple[int, int], *, looks: bool) -> Analysis:
         """What can be said in blocks of (queries, keys); `looks` allows looking at values, never in a trace."""
         key = (block_size, looks)

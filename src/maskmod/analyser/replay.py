@@ -20,7 +20,7 @@ from maskmod.analyser.expression import KV, Node, Tape, needed
 from maskmod.analyser.record import Unknown, record
 from maskmod.analyser.torch_ops import ELEMENTWISE
 
-__all__ = ["Replay", "replay_of"]
+__all__ = ["Replay", "again", "is_ours", "now", "replay_of"]
 
 
 class Replay:
@@ -45,7 +45,7 @@ class Replay:
                 if held and not made and _shares_storage(value, held[0]):
                     self._kept[node.number] = value
                     continue
-            args = [_again(a, node.tape) if isinstance(a, Tensor) else a for a in node.args]
+            args = [again(a, node.tape) if isinstance(a, Tensor) else a for a in node.args]
             self._steps.append(_ladder_step(node) or (node.number, _bound(node), args))
 
     def read(self) -> Tensor:
@@ -58,7 +58,7 @@ class Replay:
 
 def replay_of(mask: Mask, sizes: Sizes, device: torch.device) -> Replay | None:
     """A replay of ``mask``, or None where it holds a user's function, or one that cannot be recorded."""
-    if 0 in sizes or not _is_ours(mask):
+    if 0 in sizes or not is_ours(mask):
         return None
     try:
         root = record(mask, *sizes, device, traced=False)
@@ -67,7 +67,8 @@ def replay_of(mask: Mask, sizes: Sizes, device: torch.device) -> Replay | None:
     return Replay(root) if root.dtype == torch.bool and not root.shape else None
 
 
-def _is_ours(mask: Mask) -> bool:
+def is_ours(mask: Mask) -> bool:
+    """Whether a mask is made of the library's own nodes alone."""
     open_: list[Any] = [mask]
     while open_:
         part = open_.pop()
@@ -98,22 +99,24 @@ class _Again:
 
     def __init__(self, tensor: Tensor, tape: Tape):
         _, self.function, args, kwargs = tape.made[id(tensor)]
-        self.args = [_again(a, tape) for a in args]
-        self.kwargs = {name: _again(a, tape) for name, a in kwargs.items()}
+        self.args = [again(a, tape) for a in args]
+        self.kwargs = {name: again(a, tape) for name, a in kwargs.items()}
 
     def read(self) -> Tensor:
-        return self.function(*map(_now, self.args), **{name: _now(a) for name, a in self.kwargs.items()})
+        return self.function(*map(now, self.args), **{name: now(a) for name, a in self.kwargs.items()})
 
 
-def _again(arg: Any, tape: Tape) -> Any:
+def again(arg: Any, tape: Tape) -> Any:
+    """The argument, with what was computed while recording to be computed again by `now`."""
     if isinstance(arg, (tuple, list)):
-        return type(arg)(_again(a, tape) for a in arg)
+        return type(arg)(again(a, tape) for a in arg)
     return _Again(arg, tape) if isinstance(arg, Tensor) and _is_copy(arg, tape) else arg
 
 
-def _now(arg: Any) -> Any:
+def now(arg: Any) -> Any:
+    """An argument from `again`, as its tensors stand."""
     if isinstance(arg, (tuple, list)):
-        return type(arg)(map(_now, arg))
+        return type(arg)(map(now, arg))
     return arg.read() if isinstance(arg, _Again) else arg
 
 
@@ -153,4 +156,4 @@ def _shares_storage(value: Tensor, table: Tensor) -> bool:
 
 
 def _value(arg: Any, values: dict[int, Tensor]) -> Any:
-    return values[arg.number] if isinstance(arg, Node) else _now(arg)
+    return values[arg.number] if isinstance(arg, Node) else now(arg)

@@ -16,7 +16,7 @@ from maskmod.analyser.expression import KV, Node, Q, evaluate
 from maskmod.analyser.may import may
 from maskmod.analyser.normal_form import normal
 from maskmod.analyser.summaries import Blocks, Grid, Selection
-from maskmod.oracle import vmap_at, vmap_mask
+from maskmod.oracle import vmap_at, vmap_of
 
 if TYPE_CHECKING:
     from maskmod.analyser.reading import Reading
@@ -113,7 +113,7 @@ class Analysis:
                 return vmap_at(self.mask, tiles.b, tiles.h, q, kv)
             except Exception:
                 # Some predicates fit the whole alone (operations in place at lengths of 1); else the error is torch's.
-                self._whole = vmap_mask(self.mask, *self.sizes, device=self.device)
+                self._whole = vmap_of(self.mask, self.sizes, self.device)
         return self._whole[tiles.b.view(-1, 1, 1), tiles.h.view(-1, 1, 1), q.unsqueeze(2), kv.unsqueeze(1)]
 
     def at_once(self, tokens: int) -> int:

@@ -14,10 +14,11 @@ from maskmod._torch.tracing import known_true, tracing
 from maskmod._torch.workarounds import isolated
 from maskmod.algebra import structure
 from maskmod.analyser.reading import Reading
+from maskmod.analyser.replay_blocks import blocks_replay_of
 from maskmod.backends.empty_rows import fill_empty_rows
 from maskmod.backends.protocol import Backend, Bid, Holder, Request, Step
 from maskmod.blocks.block_mask import block_mask_of
-from maskmod.blocks.classify import classify_blocks
+from maskmod.blocks.classify import classify_blocks, cut_short
 from maskmod.blocks.index_tables import from_classes
 from maskmod.dense import dense_of
 from maskmod.errors import UnsupportedMask
@@ -134,6 +135,7 @@ class _BlocksHolder:
     def __init__(self, step: Step):
         mask, sizes, device = step.mask, step.sizes, step.device
         self.mask, self.sizes, self.device = mask, sizes, device
+        self.replay = blocks_replay_of(mask, sizes, device, (_BLOCK_SIZE, _BLOCK_SIZE))
         n_q, n_kv = (-(-n // _BLOCK_SIZE) for n in (sizes.q_len, sizes.kv_len))
         lanes = (sizes.B, sizes.H)
         count, indices = (*lanes, n_q), (*lanes, n_q, n_kv)
@@ -147,11 +149,16 @@ class _BlocksHolder:
         return self.tables
 
     def lines(self) -> list[str]:
-        return [f"tables of {list(self.tables[1].shape)} blocks of {_BLOCK_SIZE}"]
+        how = "recorded once" if self.replay else "recorded at each step, since it holds a user's function"
+        return [f"tables of {list(self.tables[1].shape)} blocks of {_BLOCK_SIZE}; outside a graph the mask is {how}"]
 
     def write_(self) -> None:
         # Not exact: static shapes and no look at values; a block called partial in doubt changes no result.
-        classes = classify_blocks(self.mask, *self.sizes, block_size=_BLOCK_SIZE, exact=False, device=self.device)
-        for tables, blocks in ((self.tables[:2], classes.partial), (self.tables[2:], classes.full)):
+        if self.replay is None or tracing(self.tables[0]):
+            found = classify_blocks(self.mask, *self.sizes, block_size=_BLOCK_SIZE, exact=False, device=self.device)
+            full, partial = found.full, found.partial
+        else:
+            full, partial = cut_short(*self.replay.read(), self.sizes, (_BLOCK_SIZE, _BLOCK_SIZE))
+        for tables, blocks in ((self.tables[:2], partial), (self.tables[2:], full)):
             for table, new in zip(tables, from_classes(blocks), strict=True):
                 table.copy_(new)

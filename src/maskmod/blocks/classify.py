@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from maskmod._torch.tracing import known_true
-from maskmod.algebra import MaskMod
+from maskmod.algebra import MaskMod, Sizes
 from maskmod.analyser.reading import Reading, read
 from maskmod.analyser.settle import Analysis, TileList
 from maskmod.facts.tiles import checked_block_size, descend
-from maskmod.oracle import vmap_mask
+from maskmod.oracle import vmap_of
 
-__all__ = ["BlockClasses", "classes_of", "classify_blocks", "is_long"]
+__all__ = ["BlockClasses", "classes_of", "classify_blocks", "cut_short", "is_long"]
 
 GRID_BLOCKS = 1 << 18  # up to this many blocks they are all asked about at once; beyond, big tiles come first
 
@@ -94,12 +94,12 @@ def classes_of(
             must, may = _settled(analysis, must, may)
     else:
         must, may = _filled(analysis, exact)
-    return _cut(analysis, must, may)
+    return cut_short(must, may, analysis.sizes, block_size)
 
 
 def _evaluated(reading: Reading, block_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Every token, in a graph."""
-    visible = vmap_mask(reading.mask, *reading.sizes, device=reading.device)
+    visible = vmap_of(reading.mask, reading.sizes, reading.device)
     answers = []
     for padding in (True, False):
         x = visible
@@ -138,10 +138,12 @@ def _filled(analysis: Analysis, exact: bool) -> tuple[Tensor, Tensor]:
     return must, may
 
 
-def _cut(analysis: Analysis, must: Tensor, may: Tensor) -> tuple[Tensor, Tensor]:
+def cut_short(
+    must: Tensor, may: Tensor, sizes: Sizes, block_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:  # as must and may
     """(full, partial) from (must, may): torch pads with False, so a block cut short is never full."""
     full = must & may
-    for dim, size, length in zip((2, 3), analysis.block_size, analysis.sizes[2:], strict=True):
+    for dim, size, length in zip((2, 3), block_size, sizes[2:], strict=True):
         if not known_true(length % size == 0):
             whole = torch.arange(full.shape[dim], device=full.device) < length // size
             full = full & (whole.view(-1, 1) if dim == 2 else whole)
