@@ -15,6 +15,7 @@ from maskmod.dense import bias_from_bool
 from maskmod.errors import MaskTypeError
 from maskmod.facts.structure import Band
 from maskmod.oracle import vmap_mask
+from maskmod.serving.ragged_bands import Runs
 from maskmod.serving.ragged_step import Holder, RaggedStep, band_of_any_length
 from maskmod.serving.tokens import OfGathered, OfPages
 
@@ -28,6 +29,7 @@ class Dense(Holder):
         self.step, self.sizes = step, step.sizes
         self.visible = torch.zeros(step.sizes, dtype=torch.bool, device=step.device)
         self.reader = _reader(step)
+        self.reads_keys = isinstance(self.reader, _Reader)
         self.args = SdpaArgs(self.visible, False, "a boolean at a fixed address, rewritten each step")
 
     def buffers(self) -> list[Tensor]:
@@ -45,7 +47,10 @@ class Dense(Holder):
         return lines
 
     def write_(self) -> None:
-        self.visible.copy_(self.reader.read().expand(self.sizes))
+        if isinstance(self.reader, _Bands) and not tracing(self.visible):
+            self.reader.read_into_(self.visible.view(self.sizes[2:]))
+        else:
+            self.visible.copy_(self.reader.read().expand(self.sizes))
 
 
 class Bias(Dense):
@@ -56,15 +61,24 @@ class Bias(Dense):
             written = step.spelled.replace(")", f", dtype={step.dtype})")
             raise MaskTypeError(written, "a bias is added to scores", "Pass a floating dtype.")
         super().__init__(step)
-        self.bias = self.visible = torch.zeros(step.sizes, dtype=step.dtype, device=step.device)
+        self.bias = torch.zeros(step.sizes, dtype=step.dtype, device=step.device)
+        self.hidden = torch.finfo(step.dtype).min
+        self.zero, self.least = self.bias.new_zeros(()), self.bias.new_full((), self.hidden)
         self.args = EagerArgs(self.bias, "a bias at a fixed address, rewritten each step")
+
+    def buffers(self) -> list[Tensor]:
+        return [self.bias]
 
     def lines(self) -> list[str]:
         return [line.replace("boolean", f"bias {self.bias.dtype}", 1) for line in super().lines()]
 
     def write_(self) -> None:
-        bias = bias_from_bool(self.reader.read(), self.bias.dtype, torch.finfo(self.bias.dtype).min)
-        self.bias.copy_(bias.expand(self.sizes))
+        if isinstance(self.reader, _Bands) and not tracing(self.bias):
+            self.reader.read_into_(self.visible.view(self.sizes[2:]))
+            torch.where(self.visible, self.zero, self.least, out=self.bias)
+            return
+        visible = self.reader.read()
+        self.bias.copy_(bias_from_bool(visible, self.bias.dtype, self.hidden).expand(self.sizes))
 
 
 class _Reader:
@@ -83,39 +97,27 @@ class _Reader:
 
 
 class _Bands:
-    """A diagonal band over gathered keys: each token's keys are one run of slots, copied from a row that is known."""
+    """A diagonal band over gathered keys: each token's keys are one run of slots, copied from rows that are known."""
 
     why = "a band: each token's keys are one run of slots"
 
     def __init__(self, where: OfGathered, band: Band, device: torch.device):
-        self.where, self.band = where, band
-        n = self.kv_len = where.layout.max_keys
+        self.runs, n = Runs(where, band), where.layout.max_keys
+        self.kv_len, self.slot = n, torch.arange(n, device=device)
         first = torch.arange(2 * n, device=device) < n
-        self.below = first.as_strided((n + 1, n), (1, 1))
-        self.slot = torch.arange(n, device=device)
+        self.rows = first.as_strided((n + 1, n), (1, 1))  # row i is True for the first n - i slots
+        self.before = torch.zeros(where.max_tokens, n, dtype=torch.bool, device=device)  # memory that stays in reach
 
     def read(self) -> Tensor:
-        begin, end = self.runs()
-        if tracing(begin):
-            inside = (self.slot >= begin[:, None]) & (self.slot < end[:, None])
-            return storable(inside)[None, None]
-        # Row i of `below` is True for the first kv_len - i slots.
-        rows = self.below.index_select(0, self.kv_len - end)
-        return rows.logical_xor_(self.below.index_select(0, self.kv_len - begin))[None, None]
+        begin, end = self.runs.read()
+        return storable((self.slot >= begin[:, None]) & (self.slot < end[:, None]))[None, None]
 
-    def runs(self) -> tuple[Tensor, Tensor]:
-        """The slots ``begin <= slot < end`` of each token, both (max_tokens,)."""
-        where, (low, high) = self.where, self.band
-        rows = where.requests.clamp(min=0)
-        shift = (where.key_starts[1:] - where.lengths).index_select(0, rows)  # slot minus position
-        first = where.key_starts.index_select(0, rows)
-        last = where.key_starts.index_select(0, rows + 1)
-        own = where.positions + shift
-        begin = torch.maximum(first, shift) if low is None else torch.maximum(torch.maximum(first, shift), own + low)
-        end = last if high is None else torch.minimum(last, own + (high + 1))
-        begin = begin.clamp(0, self.kv_len)
-        end = torch.maximum(end.clamp(max=self.kv_len), begin)
-        return begin, torch.where(where.requests < 0, begin, end)
+    def read_into_(self, visible: Tensor) -> None:
+        """The same outside a graph, (max_tokens, slots), at the speed of copying."""
+        begin, end = self.runs.read()
+        torch.index_select(self.rows, 0, self.kv_len - end, out=visible)
+        torch.index_select(self.rows, 0, self.kv_len - begin, out=self.before)
+        visible.bitwise_xor_(self.before)
 
 
 class _InOrder:
@@ -155,6 +157,6 @@ def _reader(step: RaggedStep) -> _Reader | _Bands | _InOrder:
     if isinstance(step.where, OfPages):
         return _InOrder(step, step.where)
     band = band_of_any_length(step.written)
-    if band is not None:
+    if band is not None and step.sizes.H == 1:
         return _Bands(step.where, band, step.device)
     return _Reader(step.mask, step.sizes, step.device)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from maskmod.algebra import MaskMod, Sizes, as_mask, sizes_of, spell
+from maskmod.algebra import Mask, MaskMod, Sizes, as_mask, sizes_of, spell
 from maskmod.algebra.lookup import check_size
 from maskmod.backends.protocol import Lowered
 from maskmod.caches import device_for
@@ -24,7 +24,7 @@ from maskmod.serving.ragged_blocks import Blocks
 from maskmod.serving.ragged_dense import Bias, Dense
 from maskmod.serving.ragged_lengths import Bits, Lengths, Varlen
 from maskmod.serving.ragged_step import Holder, RaggedStep
-from maskmod.serving.tokens import OfPages, tokens_of
+from maskmod.serving.tokens import OfGathered, OfPages, tokens_of
 
 __all__ = ["RaggedPlan"]
 
@@ -60,6 +60,7 @@ class RaggedPlan:
             of torch: causal masks and windows only), "flashinfer" (pages and bits).
         dtype: of the bias; None is torch's default dtype.
         device: None takes the device of the mask's own tensors, else torch's default.
+        block_size: of the BlockMask, tokens and slots alike.
 
     Raises:
         MaskTypeError: the layout is no flat one.
@@ -90,6 +91,7 @@ class RaggedPlan:
         backend: str,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        block_size: int = 128,
     ):
         written = as_mask(mask)
         if not isinstance(layout, (Paged, Gathered)):
@@ -101,6 +103,7 @@ class RaggedPlan:
         spelled = f"RaggedPlan({written!r}, {layout!r}, {max_tokens}, {max_requests}, {H}, backend={backend!r})"
         check_size(spelled, max_tokens, unit="tokens")
         check_size(spelled, max_requests, unit="requests")
+        check_size(spelled, block_size, unit="tokens in a block")
         if backend not in _HOLDERS:
             raise BackendError(spelled, "no such backend", f"Pass one of {sorted(_HOLDERS)}.")
         _, H, _, _ = sizes_of(full(), 1, H, 0, 0)
@@ -109,17 +112,18 @@ class RaggedPlan:
         device = torch.empty(0).device if found is None else found
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.layout, self.backend = layout, backend
-        self._options = {"backend": backend, "dtype": dtype, "device": device}
+        self._options = {"backend": backend, "dtype": dtype, "device": device, "block_size": block_size}
         self._written, self._spelled = written, spelled
         self._where = tokens_of(layout, max_tokens, max_requests, device)
-        self.mask = self._where.of(written)
-        """The mask over this step's tokens and the slots; it reads the plan's buffers."""
-        self.sizes: Sizes = sizes_of(self.mask, 1, H, max_tokens, layout.kv_len)
+        self._mask = self._where.of(written)
+        self.sizes: Sizes = sizes_of(self._mask, 1, H, max_tokens, layout.kv_len)
         stored = self.sizes._replace(H=H if reads_b_and_h(written, device=device)[1] else 1)
         self._holder: Holder = _HOLDERS[backend](
-            RaggedStep(written, self._where, self.mask, stored, dtype, device, spelled)
+            RaggedStep(written, self._where, self._mask, stored, dtype, device, spelled, block_size)
         )
         self.args = self._holder.args
+        if isinstance(self._where, OfGathered):
+            self._where.reads_keys = self._holder.reads_keys
         for buffer in (*self._where.buffers(), *self._holder.buffers()):
             # Unguarded: a second plan of the same structure, at other addresses, shares the compiled graph.
             torch._dynamo.mark_static_address(buffer, guard=False)
@@ -161,6 +165,13 @@ class RaggedPlan:
             self._where.write_(query_start_loc, seq_lens, key_start_loc)
         self._holder.write_()
         return self.args
+
+    @property
+    def mask(self) -> Mask:
+        """The mask over this step's tokens and the slots; it reads the plan's buffers."""
+        if isinstance(self._where, OfGathered) and not self._where.reads_keys:
+            self._where.write_keys_()
+        return self._mask
 
     def _refusal(self, seen: str, todo: str) -> MaskTypeError:
         return MaskTypeError(f"{self!r}.step_(...)", seen, todo)

@@ -27,6 +27,7 @@ class RaggedStep(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     spelled: str
+    block_size: int
 
 
 def band_of_any_length(mask: Mask) -> Band | None:
@@ -38,6 +39,8 @@ class Holder:
     """Buffers of one backend."""
 
     args: Lowered
+    reads_keys = False
+    """Whether the tables over gathered keys are read at every step."""
 
     def buffers(self) -> list[Tensor]:
         raise NotImplementedError

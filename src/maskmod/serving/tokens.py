@@ -30,14 +30,15 @@ class Tokens:
 
         self.starts = zeros(max_requests + 1)
         self.lengths = zeros(max_requests)
-        self.requests = zeros(max_tokens) + NOBODY
+        self.which = zeros(max_tokens) + max_requests  # each token's request; max_requests where it is not used
+        self.requests = zeros(max_tokens) + NOBODY  # the same, for predicates
         self.positions = zeros(max_tokens)
         self._token = torch.arange(max_tokens, device=device)
         self._names = _names(max_requests, NOBODY, device)
         self._zero = zeros(1)
 
     def buffers(self) -> list[Tensor]:
-        return [self.starts, self.lengths, self.requests, self.positions]
+        return [self.starts, self.lengths, self.which, self.requests, self.positions]
 
     def _checked(self, query_start_loc: Tensor, seq_lens: Tensor) -> tuple[Tensor, Tensor]:
         """Starts (max_requests + 1,) and lengths (max_requests,), whatever number of requests was passed."""
@@ -55,6 +56,7 @@ class Tokens:
         which = torch.searchsorted(starts[1:], self._token, right=True)  # requests that end at or before each token
         fill_(self.starts, starts)
         fill_(self.lengths, lengths)
+        fill_(self.which, which)
         fill_(self.requests, self._names.index_select(0, which))
         shift = torch.cat((lengths - starts[1:], self._zero))  # position minus token, for each request
         fill_(self.positions, self._token + shift.index_select(0, which))
@@ -135,6 +137,7 @@ class OfGathered(Tokens):
         self.key_starts = torch.zeros(max_requests + 1, dtype=torch.int64, device=device)
         self.key_requests = torch.full((keys,), NO_KEY, dtype=torch.int64, device=device)
         self.key_positions = torch.zeros(keys, dtype=torch.int64, device=device)
+        self.reads_keys = True
         self._key = torch.arange(keys, device=device)
         self._key_names = _names(max_requests, NO_KEY, device)
         self.why = "a table of the request and position in each slot"
@@ -154,11 +157,17 @@ class OfGathered(Tokens):
         else:
             starts = self._starts("key_start_loc", key_start_loc)
         self._write_(begins, lengths)
+        fill_(self.key_starts, starts)
+        if self.reads_keys:
+            self.write_keys_()
+
+    def write_keys_(self) -> None:
+        """What lies in each slot, from the buffers; most bands do without."""
+        starts = self.key_starts
         which = torch.searchsorted(starts[1:], self._key, right=True)
-        shift = torch.cat((lengths - starts[1:], self._zero))
+        shift = torch.cat((self.lengths - starts[1:], self._zero))
         positions = self._key + shift.index_select(0, which)
         names = self._key_names.index_select(0, which)
-        fill_(self.key_starts, starts)
         fill_(self.key_positions, positions)
         fill_(self.key_requests, torch.where(positions < 0, NO_KEY, names))
 
