@@ -9,6 +9,10 @@ DOCS := $(VENV)/.docs
 # One thread in each of two workers: kernels this small gain nothing from a second thread, and lose much by waiting for it.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# The drop-in for transformers is held against two releases: the one that is installed, and the newest, kept beside it.
+NEWEST := $(VENV)/transformers-5.24.0
+OF_NEWEST := tests/compat/test_transformers*.py compile_tests/test_compat_transformers.py
+
 .PHONY: demo test lint unit compile matrix bench bench-report gpu versions docs format clean
 
 # What the demo needs and no more: torch, typer, rich.
@@ -29,8 +33,13 @@ $(DOCS): $(STAMP)
 demo: $(DEMO)
 	$(BIN)/python -m maskmod demo
 
-test: lint
+$(NEWEST)/.installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(NEWEST) transformers==5.24.0
+	touch $@
+
+test: lint $(NEWEST)/.installed
 	$(PYTEST) tests compile_tests
+	PYTHONPATH=$(NEWEST) $(PYTEST) $(OF_NEWEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

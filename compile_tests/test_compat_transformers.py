@@ -81,7 +81,7 @@ def test_padding_and_cache(implementation: str, kind: str | None) -> None:
 )
 def test_siblings(implementation: str, name: str) -> None:
     function = getattr(compat, name)
-    check_in_graph(function, config(implementation), torch.zeros(B, Q, 32), padding(), past_key_values=None)
+    check_in_graph(function, config(implementation), torch.zeros(B, Q, 32), padding(), cache=None)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])

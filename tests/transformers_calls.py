@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, StaticCache
+from transformers.masking_utils import create_causal_mask
 
 HEADS, HIDDEN = 2, 4
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+"""What the installed release calls the cache."""
 
 FUNCTIONS = {
     "create_causal_mask": "full_attention",
@@ -59,7 +63,7 @@ class Call(NamedTuple):
         config._attn_implementation_internal = self.implementation
         return config
 
-    def past_key_values(self, config: Any) -> Any:
+    def filled_cache(self, config: Any) -> Any:
         if self.cache is None:
             return None
         if self.cache == "static":
@@ -82,7 +86,7 @@ class Call(NamedTuple):
             "config": config,
             "inputs_embeds": embeds,
             "attention_mask": self._attention_mask(total, generator),
-            "past_key_values": self.past_key_values(config),
+            CACHE: self.filled_cache(config),
             "or_mask_function": _overlay(self.or_mask, self.batch, total, generator),
             "and_mask_function": _overlay(self.and_mask, self.batch, total, generator),
         }

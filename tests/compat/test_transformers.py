@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 import maskmod.compat.transformers as ours
+from maskmod.compat.transformers import settings
 from maskmod.errors import MaskShapeError, UnsupportedMask
 
 theirs = pytest.importorskip("transformers.masking_utils")
 
-from transformers_calls import FUNCTIONS, Call, random_call  # noqa: E402  (imports transformers)
+from transformers_calls import CACHE, FUNCTIONS, Call, random_call  # noqa: E402  (imports transformers)
 
+RELEASE = settings.RELEASES[importlib.import_module("transformers").__version__]
 IMPLEMENTATIONS = ["sdpa", "eager", "flash_attention_2", "flex_attention"]
 CALLS = {"sdpa": 1500, "eager": 700, "flash_attention_2": 600, "flex_attention": 120}
 
@@ -30,6 +32,12 @@ def uncompiled_block_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers compiles create_block_mask, which costs seconds a call and breaks on some CPUs."""
     build = theirs.create_block_mask
     monkeypatch.setattr(theirs, "create_block_mask", lambda *args, _compile, **kwargs: build(*args, **kwargs))
+
+
+@pytest.fixture(autouse=True)
+def installed_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of `install` the functions follow the newest release: here they follow the one they are compared with."""
+    monkeypatch.setattr(settings.DEFAULTS, "release", RELEASE)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -125,7 +133,9 @@ def predicates(library: Any) -> dict[str, Any]:
         "chunk overlay": library.chunked_overlay(3, torch.tensor([1, 2])),
         "blocks": library.or_masks(causal, library.blockwise_overlay(spans)),
         "padding": library.and_masks(library.padding_mask_function(spans >= 0), causal),
-        "packed": library.packed_sequence_compatibility_function(causal, positions, ids),
+        "packed": library.and_masks(
+            library.remap_positions_for_packed_sequence(causal, positions), library.packed_sequence_mask_function(ids)
+        ),
         "documents": library.packed_sequence_mask_function(ids),
         "remap": library.remap_positions_for_packed_sequence(library.sliding_window_causal_mask_function(2), positions),
         "offsets": library.add_offsets_to_mask_function(causal, 2, 1),
@@ -195,7 +205,7 @@ def test_a_window_may_be_a_tensor(function: str) -> None:
         config = llama()
         config.sliding_window = size
         want, got = (
-            getattr(library, function)(config, torch.zeros(1, 5, 4), None, past_key_values=None)
+            getattr(library, function)(config, torch.zeros(1, 5, 4), None, **{CACHE: None})
             for library in (theirs, ours)
         )
         assert same(want, got)
@@ -248,11 +258,10 @@ def test_find_packed_sequence_indices() -> None:
 
 
 def test_every_public_name_is_here() -> None:
-    skipped = {"fast_all"}  # a helper of theirs that no model imports
     for name, theirs_object in vars(theirs).items():
         made_here = getattr(theirs_object, "__module__", None) == theirs.__name__
         constant = name.isupper() and len(name) > 1
-        if not name.startswith("_") and (made_here or constant) and name not in skipped:
+        if not name.startswith("_") and (made_here or constant):
             assert name in ours.__all__, name
 
 
@@ -262,11 +271,15 @@ def test_every_public_name_is_here() -> None:
 def test_signatures(name: str) -> None:
     """The same parameters in the same order with the same defaults; ours may add keywords."""
     want, got = (inspect.signature(getattr(library, name)).parameters for library in (theirs, ours))
-    assert [p for p in got if got[p].kind is not inspect.Parameter.KEYWORD_ONLY] == list(want)
-    for parameter in want:
-        assert want[parameter].kind == got[parameter].kind
-        if parameter != "mask_function":  # each library's own causal predicate
-            assert want[parameter].default == got[parameter].default
+    newest = ["cache" if parameter == "past_key_values" else parameter for parameter in want]
+    assert [p for p in got if got[p].kind is not inspect.Parameter.KEYWORD_ONLY] == newest
+    for parameter, here in zip(want, newest, strict=True):
+        assert want[parameter].kind == got[here].kind
+        # Each library has its own causal predicate; a cache may come by either name, so that neither is asked for.
+        if parameter != "mask_function" and not (
+            here == "cache" and want[parameter].default is inspect.Parameter.empty
+        ):
+            assert want[parameter].default == got[here].default
 
 
 @pytest.mark.parametrize(
@@ -364,7 +377,7 @@ def test_flash_takes_what_the_kernel_knows() -> None:
 def test_strict_refuses_what_would_be_dropped() -> None:
     embeds, packed = torch.zeros(1, 4, 4), torch.tensor([[0, 1, 0, 1]])
     ones = torch.ones(1, 4, dtype=torch.long)
-    cache = Call("create_causal_mask", cache="lazy").past_key_values(None)
+    cache = Call("create_causal_mask", cache="lazy").filled_cache(None)
     ignored: list[dict[str, Any]] = [
         {"attention_mask": ones, "past_key_values": None, "position_ids": packed},
         {"attention_mask": None, "past_key_values": cache, "position_ids": packed},
@@ -391,7 +404,7 @@ def test_strict_refuses_what_would_be_dropped() -> None:
     with pytest.raises(UnsupportedMask, match="drops the predicate"):
         ours.sdpa_mask(1, 4, 4, mask_function=predicates(ours)["window"], strict=True)
     for name in FUNCTIONS:  # and nothing else
-        assert getattr(ours, name)(llama(local=8), embeds, None, past_key_values=None, strict=True) is None
+        assert getattr(ours, name)(llama(local=8), embeds, None, cache=None, strict=True) is None
 
 
 @pytest.mark.parametrize("name", ["causal", "bidirectional", "window", "overlay", "two sides", "offsets", "documents"])
@@ -412,7 +425,7 @@ def test_strict_none_says_what_the_predicate_says(name: str) -> None:
                 shown = torch.ones(2, 1, q_length, kv_length, dtype=torch.bool)
                 want = shown.tril() if flag and q_length > 1 else shown
                 assert same(want, ours.sdpa_mask(*sizes, allow_is_causal_skip=False)), (sizes, skips, local_size)
-    assert outcomes == ({"refused"} if name in ("offsets", "documents") else {"refused", "None"})
+    assert outcomes == ({"refused"} if name == "documents" else {"refused", "None"})
 
 
 def test_packed_can_be_declared() -> None:
@@ -431,7 +444,7 @@ def test_packed_can_be_declared() -> None:
         assert create(*two_sided, packed=False, strict=True) is None
     with pytest.raises(MaskShapeError, match="3 tokens: there are 4 queries"):
         ours.create_causal_mask(llama(), embeds, None, None, positions[:, :3])
-    cache = Call("create_causal_mask", cache="lazy", past=3).past_key_values(None)
+    cache = Call("create_causal_mask", cache="lazy", past=3).filled_cache(None)
     with pytest.raises(UnsupportedMask, match="4 queries and 7 keys"):
         ours.create_causal_mask(llama(), embeds, None, cache, positions, packed=True)
 

@@ -17,7 +17,7 @@ from maskmod.choose import PerHead
 from maskmod.masks import Causal, Chunked, Full, Prefix, Sinks, SlidingWindow, Window
 from maskmod.positions import Shift
 
-__all__ = ["Band", "band_of"]
+__all__ = ["Band", "band_of", "made_of"]
 
 _KNOWN = (Full, Causal, SlidingWindow, Window, Prefix, Sinks, Chunked, Shift, PerHead)
 
@@ -36,6 +36,10 @@ class Band(NamedTuple):
         """Whether it is ``kv_idx <= q_idx`` at this length: top-left causal, SDPA's ``is_causal``."""
         return self._open_below(q_len) and self.high is not None and known_true(self.high == 0)
 
+    def shows_the_past(self, q_len: int) -> bool:
+        """Whether every query sees the keys up to its own position."""
+        return self._open_below(q_len) and (self.high is None or known_true(self.high >= 0))
+
     def _open_below(self, q_len: int) -> bool:
         return self.low is None or known_true(self.low <= 1 - q_len)
 
@@ -48,6 +52,20 @@ def band_of(mask: Mask, q_len: int, kv_len: int) -> Band | None:
     Band(low=-1, high=0)
     """
     return _band(mask, _Span(0, q_len), _Span(0, kv_len))
+
+
+def made_of(mask: Mask, kinds: tuple[type[Mask], ...]) -> bool:
+    """Whether every node of the expression is exactly of these types: a subclass may say something else.
+
+    >>> from maskmod import causal, document
+    >>> import torch
+    >>> made_of(causal() & document(torch.zeros(4, dtype=torch.int64)), (And, Causal))
+    False
+    """
+    if type(mask) not in kinds:
+        return False
+    inner = (getattr(mask, name) for name in mask._fields)
+    return all(made_of(value, kinds) for value in inner if isinstance(value, Mask))
 
 
 class _Span(NamedTuple):

@@ -6,6 +6,7 @@ of heads, and it adds nothing to the predicate but the padding it was given.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ from maskmod.compat.transformers.predicates import (
 from maskmod.compat.transformers.settings import is_strict
 from maskmod.dense import bias_from_bool, dense_mask
 from maskmod.errors import UnsupportedMask
+from maskmod.facts.structure import band_of, made_of
 from maskmod.masks import Causal, Chunked, Document, Full, KeyPadding, SlidingWindow, Window
 from maskmod.oracle import reads_b_and_h
 from maskmod.positions import Remap, Shift, shift
@@ -44,6 +46,9 @@ __all__ = [
 _POSITIONS = (Causal, Full, SlidingWindow, Window)
 _VOCABULARY = (*_POSITIONS, Chunked, Document, Spans, KeyPadding, And, Or, Remap, Shift)
 """What transformers' own functions are made of: none reads the head, all evaluate on whole tensors of indices."""
+
+_KERNEL_VOCABULARY = (*_POSITIONS, And, Document, Remap)
+"""What flash kernels take as arguments."""
 
 _LARGE = 1 << 20
 """Tokens from which painting blocks beats evaluating every token; below, the analysis costs more than it saves."""
@@ -84,18 +89,12 @@ def sdpa_mask(
     """
     padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
     mask = as_mask(mask_function)
-    flag = allow_is_causal_skip and _flag_suffices(padding, q_length, kv_length, q_offset, kv_offset, local_size)
-    if flag or (allow_is_bidirectional_skip and _hides_nothing(padding, kv_length, local_size)):
-        if is_strict(strict) and not _is_shown_without(mask, flag, q_length, kv_length + kv_offset):
-            raise UnsupportedMask(
-                f"sdpa_mask(mask_function={mask!r})",
-                "the skip returns None, which drops the predicate",
-                "Pass allow_is_causal_skip=False and allow_is_bidirectional_skip=False.",
-            )
+    lengths = (q_length, kv_length, q_offset, kv_offset, local_size)
+    if is_skipped(mask, padding, *lengths, (allow_is_causal_skip, allow_is_bidirectional_skip), strict):
         return None
-    sizes = Sizes(batch_size, _heads(mask, config, use_vmap, device), q_length, kv_length)
-    if use_vmap or (readable() and q_length * kv_length >= _LARGE and _made_of(mask, _VOCABULARY)):
-        visible = dense_mask(_placed(mask, q_offset, kv_offset), *sizes, device=device)
+    sizes = Sizes(batch_size, heads_of(mask, config, use_vmap, device), q_length, kv_length)
+    if use_vmap or (readable() and q_length * kv_length >= _LARGE and made_of(mask, _VOCABULARY)):
+        visible = dense_mask(placed(mask, q_offset, kv_offset), *sizes, device=device)
     else:
         visible = storable(_broadcast(mask, sizes, q_offset, kv_offset, device))
     if padding is not None:  # it reads the key alone, so a slice of it is its dense form
@@ -194,13 +193,20 @@ def flex_attention_mask(
     **kwargs: Any,
 ) -> BlockMask:
     """The mask as flex's BlockMask; the padding joins the predicate unless the data, outside a trace, shows none."""
-    mask = as_mask(mask_function)
+    mask = whole_mask(as_mask(mask_function), attention_mask, kv_length, q_offset, kv_offset)
+    sizes = Sizes(batch_size, heads_of(mask, config, True, device), q_length, kv_length)
+    return block_mask(mask, *sizes, device=device)
+
+
+def whole_mask(
+    mask: Mask, attention_mask: Tensor | None, kv_length: int, q_offset: int | Tensor, kv_offset: int
+) -> Mask:
+    """The mask of one pass, padding and offsets included, to be read later: what it reads stays as it is now."""
     if attention_mask is not None and (not readable(attention_mask) or not bool(attention_mask.all())):
         mask = mask & padding_mask_function(stored(lengthened(attention_mask, kv_length + kv_offset, 0)))
     if isinstance(q_offset, Tensor):
         q_offset = stored(q_offset.clone())  # the cache's own counter moves on before attention reads the mask
-    sizes = Sizes(batch_size, _heads(mask, config, True, device), q_length, kv_length)
-    return block_mask(_placed(mask, q_offset, kv_offset), *sizes, device=device)
+    return placed(mask, q_offset, kv_offset)
 
 
 class AttentionMaskInterface(MutableMapping[str, Callable[..., Any]]):
@@ -248,6 +254,34 @@ ALL_MASK_ATTENTION_FUNCTIONS = AttentionMaskInterface()
 # --------------------------------------------------------------------------------------------- when no mask is needed
 
 
+def is_skipped(
+    mask: Mask,
+    padding: Tensor | None,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor,
+    kv_offset: int,
+    local_size: int | None,
+    allowed: tuple[bool, bool],
+    strict: bool | None,
+) -> bool:
+    """Whether SDPA needs no mask: by its causal flag or because nothing is hidden, where each of the two is allowed.
+
+    Raises:
+        UnsupportedMask: with ``strict``, where the predicate says something else.
+    """
+    flag = allowed[0] and _flag_suffices(padding, q_length, kv_length, q_offset, kv_offset, local_size)
+    if not flag and not (allowed[1] and _hides_nothing(padding, kv_length, local_size)):
+        return False
+    if is_strict(strict) and not _is_shown_without(mask, flag, q_length, kv_length + kv_offset):
+        raise UnsupportedMask(
+            f"sdpa_mask(mask_function={mask!r})",
+            "the skip returns None, which drops the predicate",
+            "Pass allow_is_causal_skip=False and allow_is_bidirectional_skip=False.",
+        )
+    return True
+
+
 def _flag_suffices(
     padding: Tensor | None,
     q_length: int,
@@ -290,43 +324,32 @@ def _is_zero(offset: int | Tensor) -> bool:
 # ------------------------------------------------------------------------------------------------- what a predicate is
 
 
-def _made_of(mask: Mask, kinds: tuple[type[Mask], ...]) -> bool:
-    """Whether every node of the expression is of these kinds."""
-    if not isinstance(mask, kinds):
-        return False
-    inner = (getattr(mask, name) for name in mask._fields)
-    return all(_made_of(value, kinds) for value in inner if isinstance(value, Mask))
-
-
 def _is_shown_without(mask: Mask, flag: bool, q_length: int, keys: int) -> bool:
     """Whether no mask, with SDPA's ``is_causal`` flag or without, shows among ``keys`` keys what the mask shows."""
-    parts = list(conjuncts(mask))
-    causal = any(isinstance(part, (Causal, SlidingWindow)) for part in parts)
-    last = known_true(q_length == 1)  # the flag hides nothing from one query, and neither does causality
-    return (last or flag == causal) and all(_is_unbounded(part, keys) for part in parts)
-
-
-def _is_unbounded(mask: Mask, keys: int) -> bool:
-    """Whether the window or chunk of a mask holds ``keys`` keys; of other masks, whether they have none."""
-    match mask:
-        case Window():
-            bounds = (mask.left, mask.right)
-        case SlidingWindow() | Chunked():
-            bounds = (mask.size - 1,)
-        case _:
-            return isinstance(mask, (Causal, Full))
-    return all(n is None or (not isinstance(n, Tensor) and known_true(keys - 1 <= n)) for n in bounds)
+    parts = [part for part in conjuncts(mask) if not (type(part) is Chunked and _holds(part, keys))]
+    band = band_of(functools.reduce(And, parts, Full()), keys, keys)
+    if band is None:
+        return False
+    if not flag:
+        return band.is_full(keys, keys)
+    if known_true(q_length == 1):  # the flag hides nothing from the last query, and neither does causality
+        return band.shows_the_past(keys)
+    return band.is_causal(keys)
 
 
 def _kernel_knows(mask: Mask, keys: int) -> bool:
-    known = (*_POSITIONS, And, Document, Remap)
     return all(
-        _is_unbounded(part, keys) if isinstance(part, Chunked) else _made_of(part, known) for part in conjuncts(mask)
+        _holds(part, keys) if type(part) is Chunked else made_of(part, _KERNEL_VOCABULARY) for part in conjuncts(mask)
     )
 
 
+def _holds(chunks: Chunked, keys: int) -> bool:
+    """Whether one chunk has room for ``keys`` keys."""
+    return not isinstance(chunks.size, Tensor) and known_true(keys <= chunks.size)
+
+
 def _reads_h(mask: Mask, use_vmap: bool, device: torch.device | str) -> bool:
-    if _made_of(mask, _VOCABULARY):
+    if made_of(mask, _VOCABULARY):
         return False
     if use_vmap:
         return reads_b_and_h(mask, device=device)[1]
@@ -335,7 +358,7 @@ def _reads_h(mask: Mask, use_vmap: bool, device: torch.device | str) -> bool:
     return isinstance(probe, Tensor) and probe.dim() == 4 and probe.shape[1] == 2
 
 
-def _heads(mask: Mask, config: Any, use_vmap: bool, device: torch.device | str) -> int:
+def heads_of(mask: Mask, config: Any, use_vmap: bool, device: torch.device | str) -> int:
     """1, or the number of heads where the predicate reads them."""
     if not _reads_h(mask, use_vmap, device):
         return 1
@@ -349,7 +372,7 @@ def _heads(mask: Mask, config: Any, use_vmap: bool, device: torch.device | str) 
     return heads
 
 
-def _placed(mask: Mask, q_offset: int | Tensor, kv_offset: int) -> Mask:
+def placed(mask: Mask, q_offset: int | Tensor, kv_offset: int) -> Mask:
     """The mask of one pass: its rows start at ``q_offset``, its columns at ``kv_offset``."""
     at_zero = not isinstance(q_offset, Tensor) and known_true(q_offset == 0) and known_true(kv_offset == 0)
     return mask if at_zero else shift(mask, q_offset=q_offset, kv_offset=kv_offset)
@@ -359,7 +382,7 @@ def _broadcast(mask: Mask, sizes: Sizes, q_offset: int | Tensor, kv_offset: int,
     """The predicate called once on whole tensors of indices, each of four dimensions: a decode step affords that."""
     q_idx = torch.arange(sizes.q_len, device=device).view(1, 1, -1, 1) + q_offset
     kv_idx = torch.arange(kv_offset, kv_offset + sizes.kv_len, device=device).view(1, 1, 1, -1)
-    if _made_of(mask, (*_POSITIONS, And)):  # reads neither b nor h: two tensors less in every decode step
+    if made_of(mask, (*_POSITIONS, And)):  # reads neither b nor h: two tensors less in every decode step
         return mask(0, 0, q_idx, kv_idx)
     b = torch.arange(sizes.B, device=device).view(-1, 1, 1, 1)
     h = torch.arange(sizes.H, device=device).view(1, -1, 1, 1)

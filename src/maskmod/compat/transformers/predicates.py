@@ -24,6 +24,7 @@ __all__ = [
     "causal_mask_function",
     "chunked_causal_mask_function",
     "chunked_overlay",
+    "fast_all",
     "find_packed_sequence_indices",
     "maybe_pad_block_sequence_ids",
     "or_masks",
@@ -102,7 +103,7 @@ class Spans(Mask):
         return (q_id == self.ids[b, kv_idx]) & (q_id >= 0)
 
 
-def blockwise_overlay(block_sequence_ids: Tensor) -> Mask:
+def blockwise_overlay(block_sequence_ids: Tensor) -> Spans:
     """Each query sees the keys of its own span, before and after it; a negative id is in no span. Ids are (B, n)."""
     return Spans(block_sequence_ids)
 
@@ -145,6 +146,11 @@ def maybe_pad_block_sequence_ids(
 ) -> Tensor:
     """The span ids, lengthened with -1 (no span) up to the last key. ``attention_mask`` is not read."""
     return lengthened(block_sequence_ids, kv_length + kv_offset, -1)
+
+
+def fast_all(tensor: Tensor) -> Tensor:
+    """Whether every entry of a boolean tensor is True, as a 0-d tensor: counted, which is faster than ``all()``."""
+    return tensor.sum() == tensor.numel()
 
 
 def lengthened(table: Tensor, length: int, value: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator
@@ -17,12 +18,12 @@ from typing import Any, NamedTuple
 
 from maskmod.compat import transformers_legacy
 from maskmod.compat.transformers import create, interfaces, predicates
-from maskmod.compat.transformers.settings import DEFAULTS
+from maskmod.compat.transformers.settings import DEFAULTS, NEWEST, RELEASES
 from maskmod.errors import MaskError
 
 __all__ = ["InstallError", "Installation", "install", "uninstall"]
 
-_TESTED = ("5.23.0",)
+_LEGACY_MODULE = "transformers.modeling_attn_mask_utils"  # deleted in 5.24
 _LEGACY = (
     "AttentionMaskConverter",
     "_create_4d_causal_attention_mask",
@@ -43,10 +44,12 @@ class Installation(NamedTuple):
     Attributes:
         version: of transformers.
         replaced: each place, as ``module.name`` or ``table['key']``.
+        missing: names of earlier releases that this one no longer has; models of it cannot be using them.
     """
 
     version: str
     replaced: tuple[str, ...]
+    missing: tuple[str, ...] = ()
 
     def __enter__(self) -> Installation:
         return self
@@ -98,7 +101,8 @@ def install(*, allow_untested: bool = False, strict: bool = False, packed: bool 
     ``with install(): ...`` uninstalls at the end of the block.
 
     Args:
-        allow_untested: go on with a version of transformers that this module was not tested with.
+        allow_untested: go on with a version of transformers that this module was not tested with, as if it were the
+            newest that was, without the names that it lacks. ``python -m maskmod compat check`` compares it first.
         strict: raise wherever an attention implementation would not show what a model asks for.
         packed: False declares that no batch is packed, which keeps the maskless path inside compiled graphs.
 
@@ -109,23 +113,24 @@ def install(*, allow_untested: bool = False, strict: bool = False, packed: bool 
     if _installed is not None:
         raise InstallError("install()", "maskmod is installed already", "Call uninstall() first.")
     version = importlib.import_module("transformers").__version__
-    if version not in _TESTED and not allow_untested:
+    masking_utils = importlib.import_module("transformers.masking_utils")
+    pairs, missing = _pairs(masking_utils, _legacy_module())
+    if version not in RELEASES and not allow_untested:
+        lacking = f"; it has no {', '.join(missing)}" if missing else ""
         raise InstallError(
             f"install() with transformers {version}",
-            f"tested with {', '.join(_TESTED)} only",
-            "Pass allow_untested=True, and compare the logits of a batch with and without.",
+            f"tested with {', '.join(RELEASES)} only{lacking}",
+            "Run `python -m maskmod compat check`; where nothing differs, pass allow_untested=True.",
         )
-    masking_utils = importlib.import_module("transformers.masking_utils")
-    pairs = list(_pairs(masking_utils, importlib.import_module("transformers.modeling_attn_mask_utils")))
     tables = _tables(masking_utils, masking_utils)
     kept = {change.where for change in _places(_back(pairs), tables)}
     changes = [*_places(pairs, tables), *_additions(tables)]
     for change in changes:
         change.table[change.key] = change.after
     _look_up_in(tables)
-    DEFAULTS.strict, DEFAULTS.packed = strict, packed
+    DEFAULTS.strict, DEFAULTS.packed, DEFAULTS.release = strict, packed, RELEASES.get(version, NEWEST)
     _installed = _Installed(pairs, changes, tables, kept)
-    return Installation(version, tuple(change.where for change in changes))
+    return Installation(version, tuple(change.where for change in changes), tuple(missing))
 
 
 def uninstall() -> None:
@@ -145,7 +150,7 @@ def uninstall() -> None:
         if change.where.startswith(theirs) and change.where not in _installed.kept:
             change.table[change.key] = change.after
     _look_up_in(_OWN)
-    DEFAULTS.strict, DEFAULTS.packed = False, None
+    DEFAULTS.strict, DEFAULTS.packed, DEFAULTS.release = False, None, NEWEST
     _installed = None
 
 
@@ -185,13 +190,21 @@ def _places(pairs: list[_Pair], tables: _Tables) -> Iterator[_Change]:
         yield from _in_table(where, table, pairs)
 
 
-def _pairs(masking_utils: ModuleType, legacy: ModuleType) -> Iterator[_Pair]:
-    for module in (create, interfaces, predicates):
-        for name in module.__all__:
-            if inspect.isfunction(getattr(masking_utils, name)):  # classes and tables keep their identity
-                yield _Pair(name, getattr(masking_utils, name), getattr(module, name))
-    for name in _LEGACY:
-        yield _Pair(name, getattr(legacy, name), getattr(transformers_legacy, name))
+def _legacy_module() -> ModuleType | None:
+    return importlib.import_module(_LEGACY_MODULE) if importlib.util.find_spec(_LEGACY_MODULE) else None
+
+
+def _pairs(masking_utils: ModuleType, legacy: ModuleType | None) -> tuple[list[_Pair], list[str]]:
+    """Their functions beside ours, and the names of ours that they lack. Classes and tables keep their identity."""
+    own = [(name, module, masking_utils) for module in (create, interfaces, predicates) for name in module.__all__]
+    if legacy is not None:
+        own += [(name, transformers_legacy, legacy) for name in _LEGACY]
+    pairs = [
+        _Pair(name, getattr(theirs, name), getattr(module, name))
+        for name, module, theirs in own
+        if inspect.isfunction(getattr(theirs, name, None))
+    ]
+    return pairs, sorted(name for name, _, theirs in own if not hasattr(theirs, name))
 
 
 def _in_modules(pairs: list[_Pair]) -> Iterator[_Change]:
