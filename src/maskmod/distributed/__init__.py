@@ -8,6 +8,7 @@ from maskmod.distributed.balance import Balanced
 from maskmod.distributed.layouts import Contiguous, HeadTail, Layout, Ordered, PerDocumentHeadTail, Striped
 from maskmod.distributed.load import Load, load
 from maskmod.distributed.shard import shard
+from maskmod.distributed.torch_layouts import layout_of, load_balancer_of, rank_block_mask
 
 __all__ = [
     "Balanced",
@@ -21,6 +22,9 @@ __all__ = [
     "Striped",
     "context_parallel_attention",
     "context_parallel_plan",
+    "layout_of",
     "load",
+    "load_balancer_of",
+    "rank_block_mask",
     "shard",
 ]

@@ -133,9 +133,10 @@ def _seen(read: Sequence[RowWork], weights: Sequence[float], block: int, length:
 
 
 def _by_block(rows: Tensor, block: int, length: int, count: int, how: str) -> Tensor:
-    fill = length if how == "amin" else -1
-    padded = torch.nn.functional.pad(rows, (0, count * block - length), value=fill).view(count, block)
-    return getattr(padded, how)(1)
+    if length % block:
+        fill = length if how == "amin" else -1
+        rows = torch.nn.functional.pad(rows, (0, count * block - length), value=fill)
+    return getattr(rows.view(count, block), how)(1)
 
 
 class _Rows:
