@@ -28,7 +28,7 @@ def torch_shards_and_unshards(rank: int, world: int) -> list[str]:
     for layout in (Striped(), Balanced(causal() & sliding_window(9), block=4)):
         balancer = load_balancer_of(layout, world, length)
         x = torch.randn(2, 3, length, 4, generator=torch.Generator().manual_seed(0))
-        (mine,) = _context_parallel_shard(mesh, [x.clone()], [2], load_balancer=balancer)
+        mine: Any = _context_parallel_shard(mesh, [x.clone()], [2], load_balancer=balancer)[0]
         if not torch.equal(mine, taken(x, layout.positions(rank, world, length))):
             wrong.append(f"{layout!r} shards otherwise")
         (whole,) = context_parallel_unshard(mesh, [mine], [2], load_balancer=balancer)
@@ -116,8 +116,8 @@ def heads_as_dtensors(rank: int, world: int) -> dict[str, float]:
         return attention(q, k, v, shift(mask, h_offset=mesh.get_local_rank() * local))
 
     sharded = [distribute_tensor(x.clone(), mesh, [Shard(1)]).requires_grad_() for x in (q, k, v)]
-    on_heads = local_map(attend, out_placements=[Shard(1)], in_placements=([Shard(1)],) * 3, device_mesh=mesh)
-    out = on_heads(*sharded)
+    on_heads: Any = local_map(attend, out_placements=[Shard(1)], in_placements=([Shard(1)],) * 3, device_mesh=mesh)
+    out: Any = on_heads(*sharded)
     out.backward(distribute_tensor(grad, mesh, [Shard(1)]))
     found = [out, *(x.grad for x in sharded)]
     whole = [x.redistribute(placements=[Replicate()]).to_local() for x in found]
