@@ -29,7 +29,7 @@ ROWS = [
     ("cli", "demo", "__main__", "__init__"),
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
-SHARED_BY_BACKENDS = ("protocol", "empty_rows", "dense_holder", "refusals", "strips")
+SHARED_BY_BACKENDS = ("protocol", "costs", "span_kernel", "empty_rows", "dense_holder", "refusals", "strips")
 MOST_LINES = 450
 
 MODULES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in sorted(SOURCE.rglob("*.py"))}

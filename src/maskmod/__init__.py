@@ -5,7 +5,7 @@ Build a mask from the vocabulary or from any function, combine with ``& | ^ ~``,
 """
 
 from maskmod.algebra import Mask, mask_mod, same_structure
-from maskmod.attention import Choice, attention, lower, register_backend, select_backend
+from maskmod.attention import AttentionPlan, Choice, attention, lower, plan, register_backend, select_backend
 from maskmod.blocks.block_mask import block_mask
 from maskmod.blocks.classify import BlockClasses, classify_blocks
 from maskmod.choose import per_head, where
@@ -37,6 +37,7 @@ from maskmod.serving import DecodePlan, RaggedPlan
 __version__ = "1.0.0rc1"
 
 __all__ = [
+    "AttentionPlan",
     "BlockClasses",
     "Choice",
     "DecodePlan",
@@ -72,6 +73,7 @@ __all__ = [
     "lower",
     "mask_mod",
     "per_head",
+    "plan",
     "plot",
     "prefix",
     "register_backend",

@@ -280,9 +280,12 @@ def test_every_name_of_the_vocabulary_has_a_case():
         "per_head",
     }
     others = {
+        "AttentionPlan",
         "BlockClasses",
         "Choice",
+        "plan",
         "DecodePlan",
+        "RaggedPlan",
         "Mask",
         "NotSpans",
         "Element",

@@ -24,7 +24,8 @@ from maskmod.errors import UnsupportedMask
 
 B, H, N = 2, 3, 8
 EAGER = "its estimate is higher: the reference, in plain torch operations"
-FLEX = "its estimate is higher: it skips empty blocks, by a kernel that is compiled first"
+FLEX = "on CPU a compile of seconds comes first: pass allow_compile=True, or plan(..., calls=) of 100 or more"
+DENSE = "every pair is computed, under a dense boolean mask"
 
 
 @pytest.fixture
@@ -50,18 +51,35 @@ def test_a_proven_flag_is_chosen():
 
 
 def test_a_small_mask_is_dense():
-    choice = select_backend(sliding_window(4), 1, 8, 512, 512, device="cpu")
+    choice = select_backend(sliding_window(4), 1, 8, 64, 64, device="cpu")
     assert choice.backend == "sdpa"
-    assert choice.why == "a dense boolean mask; no cheaper form is proven"
+    assert choice.why == DENSE
     assert choice.rejected["flex"] == FLEX
     assert choice.rejected["eager"] == EAGER
 
 
-def test_a_mask_beyond_a_gibibyte_is_not_dense():
+def test_a_long_window_goes_to_spans_without_a_compile():
     choice = select_backend(sliding_window(4), 1, 1, 65536, 65536, device="cpu")
-    assert choice.backend == "flex"
-    assert choice.why == "it skips empty blocks, by a kernel that is compiled first"
+    assert choice.backend == "spans"
+    assert choice.why == "blocks of 64 queries meet just the keys they see"
     assert choice.rejected["sdpa"] == "its estimate is higher: a dense mask would take 4.0 GiB"
+    assert choice.rejected["flex"] == FLEX
+    assert choice.cost["spans"] * 20 < choice.cost["sdpa"] < choice.cost["eager"] * 1000
+
+
+def test_flex_is_weighed_where_a_compile_is_acceptable():
+    def cost(**facts: Any) -> dict[str, float]:
+        return select_backend(causal() & sliding_window(512), 1, 4, 8192, 8192, device="cpu", **facts).cost
+
+    assert cost()["flex"] == float("inf") == cost(allow_compile=False, calls=1000)["flex"]
+    assert cost(allow_compile=True)["flex"] < cost(calls=200)["flex"] < float("inf")
+    assert cost(calls=20_000)["flex"] < cost(calls=200)["flex"]
+
+
+def test_a_backward_costs_more():
+    facts = (causal() & sliding_window(512), 1, 4, 8192, 8192)
+    with_grad, without = (select_backend(*facts, requires_grad=g, device="cpu").cost for g in (True, False))
+    assert all(with_grad[name] > 2 * without[name] for name in ("spans", "sdpa", "eager"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +91,7 @@ def test_a_mask_beyond_a_gibibyte_is_not_dense():
 )
 def test_flex_is_not_chosen_where_it_cannot_run(facts: dict[str, Any], reason: str):
     choice = select_backend(sliding_window(4), 1, 1, 65536, 65536, device="cpu", **facts)
-    assert choice.backend == "sdpa"
+    assert choice.backend == "spans"
     assert choice.rejected["flex"] == reason
 
 
@@ -89,7 +107,7 @@ def test_every_backend_is_chosen_or_rejected(registry: dict):
         choice = select_backend(mask, 1, 1, 64, 64)
         assert {choice.backend, *choice.rejected} == set(registry)
         assert all(choice.rejected.values())
-        assert choice.rejected["mine"] == "its estimate is higher: asked by name"
+        assert choice.rejected["mine"] == "asked by name"
         assert choice.cost["mine"] == float("inf")
         assert "flash" not in choice.cost
 
@@ -128,7 +146,7 @@ class Spy(Backend):
     def bid(self, reading, request):
         return "too long" if reading.sizes.q_len > self.most else Bid(self.cost, "asked by name")
 
-    def attend(self, q, k, v, reading, args, *, scale, enable_gqa, empty_rows):
+    def attend(self, q, k, v, args, call):
         return torch.full_like(q, 7.0)
 
 

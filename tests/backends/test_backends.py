@@ -15,7 +15,7 @@ from strategies import Expression, Size, masks
 B, HEADS, KV_HEADS, Q_LEN, KV_LEN, D, DV = 2, 4, 2, 17, 23, 16, 8
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-every_dense_backend = pytest.mark.parametrize("backend", ["eager", "sdpa", "auto"])
+every_dense_backend = pytest.mark.parametrize("backend", ["eager", "sdpa", "spans"])
 
 
 def inputs(q_len: int = Q_LEN, kv_len: int = KV_LEN, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,7 +70,7 @@ def test_dense_backends_in_lower_precision(name: str, dtype: torch.dtype, backen
 def test_random_masks(drawn: Expression):
     qkv = inputs(6, 7)
     visible = torch.tensor(loop_table(drawn.spec, *drawn.size))
-    for backend in ("eager", "sdpa"):
+    for backend in ("eager", "sdpa", "spans", "auto"):
         for empty_rows in ("zero", "uniform"):
             out = attention(*qkv, drawn.build(), backend=backend, enable_gqa=True, empty_rows=empty_rows)
             check(out, qkv, visible, empty_rows=empty_rows)

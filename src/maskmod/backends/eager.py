@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from maskmod.analyser.reading import Reading
+from maskmod.backends.costs import pairs, rates
 from maskmod.backends.dense_holder import DenseHolder
 from maskmod.backends.empty_rows import check_absorbs, fill_empty_rows
-from maskmod.backends.protocol import Backend, Bid, Holder, Request, Step
+from maskmod.backends.protocol import Backend, Bid, Call, Holder, Request, Step
 from maskmod.dense import bias_from_bool, dense_of
 from maskmod.errors import MaskTypeError
 
@@ -36,17 +37,34 @@ def eager_attention(
     Shapes: q (B, Hq, q_len, D), k (B, Hkv, kv_len, D), v (B, Hkv, kv_len, Dv) -> (B, Hq, q_len, Dv). A row whose bias
     is ``finfo.min`` everywhere gets uniform weights (not in float16, whose minimum does not absorb the scores).
     """
-    if enable_gqa:
+    return _attend(q, k, v, attn_bias, Call(scale=scale, enable_gqa=enable_gqa))[0]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """The output, and the scores that the weights are of, the sink's last where there is one."""
+    if call.enable_gqa:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if call.scale is None else call.scale
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (q @ k.transpose(-2, -1)).to(wide) * factor + attn_bias
-    return (scores.softmax(-1).to(v.dtype) @ v).to(q.dtype)
+    scores = (q @ k.transpose(-2, -1)).to(wide) * factor
+    if call.softcap is not None:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
+    scores = scores + attn_bias
+    if call.sink_logits is not None:
+        sink = call.sink_logits.to(wide).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sink], -1)
+    weights = scores.softmax(-1)[..., : k.shape[-2]]
+    return (weights.to(v.dtype) @ v).to(q.dtype), scores
+
+
+_WHY = "the reference, in plain torch operations"
+_SLOWER = 4.0  # than a fused kernel
 
 
 class Eager(Backend):
     name = "eager"
+    takes = frozenset({"return_lse", "softcap", "sink_logits"})
 
     def lower(self, reading: Reading, *, dtype: torch.dtype, empty_rows: str = "keep") -> EagerArgs:
         if empty_rows == "uniform":  # a row of minima is one of uniform weights: the bias itself is that of "keep"
@@ -58,22 +76,25 @@ class Eager(Backend):
         return args.attn_bias == 0
 
     def bid(self, reading: Reading, request: Request) -> Bid | str:
-        return Bid(64.0, "the reference, in plain torch operations")
+        if reading.traced:  # a rank
+            return Bid(64.0, _WHY)
+        B, H, q_len, kv_len = reading.sizes
+        every = request.B * request.H * q_len * kv_len
+        rate = rates(request.device)
+        cost = _SLOWER * pairs(request, every) + 4 * rate.entry * B * H * q_len * kv_len
+        return Bid(cost + 6 * rate.launch + rate.read / request.calls, _WHY)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        reading: Reading,
-        args: EagerArgs,
-        *,
-        scale: float | None,
-        enable_gqa: bool,
-        empty_rows: str,
-    ) -> Tensor:
-        out = eager_attention(q, k, v, attn_bias=args.attn_bias, scale=scale, enable_gqa=enable_gqa)
-        return fill_empty_rows(out, (args.attn_bias == 0).any(-1, keepdim=True), v, empty_rows)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, args: EagerArgs, call: Call) -> Tensor | tuple[Tensor, Tensor]:
+        out, scores = _attend(q, k, v, args.attn_bias, call)
+        visible = args.attn_bias == 0
+        out = fill_empty_rows(out, visible.any(-1, keepdim=True), v, call.empty_rows)
+        if not call.return_lse:
+            return out
+        if call.sink_logits is not None:
+            visible = torch.nn.functional.pad(visible, (0, 1), value=True)
+        # A row without a score keeps one that is -inf, so that its gradient is zero and no NaN.
+        lse = scores.masked_fill(~visible & visible.any(-1, keepdim=True), -torch.inf).logsumexp(-1)
+        return out, lse.masked_fill(~visible.any(-1), -torch.inf)
 
     def holder(self, step: Step) -> Holder:
         return _BiasHolder(step)

@@ -16,6 +16,7 @@ from maskmod.backends.magi import Magi
 from maskmod.backends.protocol import Backend
 from maskmod.backends.sdpa import Sdpa
 from maskmod.backends.sglang import Sglang
+from maskmod.backends.spans import Spans
 from maskmod.backends.splash import Splash
 from maskmod.errors import BackendError, MaskTypeError
 
@@ -24,7 +25,7 @@ __all__ = ["get", "names", "register_backend"]
 _BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        *(Eager(), Sdpa(), Flex(), Flash()),
+        *(Eager(), Sdpa(), Flex(), Spans(), Flash()),
         *(Csr(), Flashmask(), Fa4(), Flashinfer(), Magi(), Hstu(), Splash(), Sglang()),  # layouts of others' kernels
     )
 }

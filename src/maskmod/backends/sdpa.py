@@ -8,25 +8,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskmod._torch.tracing import known_true
+from maskmod._torch.tracing import known_true, readable
 from maskmod.algebra import Sizes
 from maskmod.analyser.reading import Reading
+from maskmod.backends.costs import pairs, rates
 from maskmod.backends.dense_holder import DenseHolder
 from maskmod.backends.empty_rows import check_absorbs, fill_empty_rows
-from maskmod.backends.protocol import Backend, Bid, Holder, Request, Step
-from maskmod.dense import bias_from_bool, dense_of, shared
+from maskmod.backends.protocol import Backend, Bid, Call, Holder, Request, Step
+from maskmod.dense import bias_from_bool, dense_of
 from maskmod.facts.structure import band_of
 
 __all__ = ["Sdpa", "SdpaArgs"]
 
 
 class SdpaArgs(NamedTuple):
-    """attn_mask is bool (B, H, q_len, kv_len), True = attend, or a bias of that shape; None where none is needed."""
+    """attn_mask is bool (B, H, q_len, kv_len), True = attend, or a bias of that shape; None where none is needed.
+
+    sees: bool (B, H, q_len, 1), set where `attn_mask` was opened in rows that see nothing, whose output is replaced.
+    """
 
     attn_mask: Tensor | None
     is_causal: bool
     why: str
     sizes: Sizes | None = None
+    sees: Tensor | None = None
 
     def kwargs(self) -> dict[str, Any]:
         """For ``F.scaled_dot_product_attention(q, k, v, **kwargs)``."""
@@ -34,6 +39,8 @@ class SdpaArgs(NamedTuple):
 
 
 _DENSE_LIMIT = 1 << 30  # bytes of a dense mask past which a backend without one is to be preferred
+_WHY = "every pair is computed, under a dense boolean mask"
+_TOO_LARGE = 1000.0  # how much dearer it is taken to be beyond
 
 
 class Sdpa(Backend):
@@ -57,38 +64,40 @@ class Sdpa(Backend):
             seen = torch.ones(args.sizes, dtype=torch.bool)
             return seen.tril() if args.is_causal else seen
         if args.attn_mask is None or args.attn_mask.dtype == torch.bool:
-            return args.attn_mask  # pyright: ignore[reportReturnType]
+            seen = args.attn_mask
+            return seen if args.sees is None else seen & args.sees  # pyright: ignore
         return args.attn_mask == 0
 
     def bid(self, reading: Reading, request: Request) -> Bid | str:
-        args = _maskless(reading)
-        if args is not None:
-            return Bid(0.0, args.why)
         B, H, q_len, kv_len = reading.sizes
-        if known_true(B * H * q_len * kv_len > _DENSE_LIMIT):  # at most; one mask may serve all rows or heads
-            B, H, q_len, kv_len = shared(reading).sizes
-            if known_true(B * H * q_len * kv_len > _DENSE_LIMIT):
-                return Bid(4.0, f"a dense mask would take {B * H * q_len * kv_len / 2**30:.1f} GiB")
-        return Bid(2.0, "a dense boolean mask; no cheaper form is proven")
+        args = _maskless(reading)
+        if reading.traced:  # a rank
+            too_large = known_true(B * H * q_len * kv_len > _DENSE_LIMIT)
+            return Bid(0.0, args.why) if args is not None else Bid(4.0 if too_large else 2.0, _WHY)
+        rate, every = rates(request.device), request.B * request.H * q_len * kv_len
+        if args is not None:
+            return Bid(pairs(request, every * rate.causal) if args.is_causal else pairs(request, every), args.why)
+        cost = pairs(request, every) * rate.masked + rate.entry * B * H * q_len * kv_len
+        cost += rate.launch + rate.read / request.calls
+        if B * H * q_len * kv_len > _DENSE_LIMIT:
+            return Bid(_TOO_LARGE * cost, f"a dense mask would take {B * H * q_len * kv_len / 2**30:.1f} GiB")
+        return Bid(cost, _WHY)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        reading: Reading,
-        args: SdpaArgs,
-        *,
-        scale: float | None,
-        enable_gqa: bool,
-        empty_rows: str,
-    ) -> Tensor:
+    def prepare(self, reading: Reading, request: Request, **options: Any) -> SdpaArgs:
+        args = self.lower(reading, dtype=request.dtype, **options)
         if args.attn_mask is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=args.is_causal, scale=scale, enable_gqa=enable_gqa)
-        sees_something = args.attn_mask.any(-1, keepdim=True)
-        opened = args.attn_mask | (sees_something ^ True)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=opened, scale=scale, enable_gqa=enable_gqa)
-        return fill_empty_rows(out, sees_something, v, empty_rows)
+            return args
+        sees = args.attn_mask.any(-1, keepdim=True)
+        if readable(sees) and bool(sees.all()):
+            return args
+        return args._replace(attn_mask=args.attn_mask | (sees ^ True), sees=sees)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, args: SdpaArgs, call: Call) -> Tensor | tuple[Tensor, Tensor]:
+        mask, is_causal = args.attn_mask, args.is_causal
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=is_causal, scale=call.scale, enable_gqa=call.enable_gqa
+        )
+        return out if args.sees is None else fill_empty_rows(out, args.sees, v, call.empty_rows)
 
     def holder(self, step: Step) -> Holder:
         return _BooleanHolder(step)
