@@ -16,7 +16,7 @@ from torch import Tensor
 from maskmod.algebra import Sizes
 from maskmod.analyser.reading import Reading
 from maskmod.backends.empty_rows import fill_empty_rows
-from maskmod.backends.protocol import Backend, Bid, Request
+from maskmod.backends.protocol import Backend, Bid, Call, Request
 from maskmod.backends.refusals import check_outside_a_trace, refusal
 from maskmod.backends.strips import few_spans, strips
 from maskmod.facts.proofs import Element
@@ -88,25 +88,13 @@ class Csr(Backend):
         if reading.traced:
             return "how many keys are visible depends on values, and a graph has static shapes"
         B, H, q_len, kv_len = reading.sizes
-        return Bid(1e3 * B * H * q_len * kv_len, "gathers every visible pair: for memory, not for speed")
+        return Bid(1e-3 * B * H * q_len * kv_len, "gathers every visible pair: for memory, not for speed")
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        reading: Reading,
-        args: CsrArgs,
-        *,
-        scale: float | None,
-        enable_gqa: bool,
-        empty_rows: str,
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, args: CsrArgs, call: Call) -> Tensor:
         """Softmax over each row's own keys, gathered; differentiable."""
-        del reading, enable_gqa
         B, Hq, q_len, D = q.shape
         group = Hq // k.shape[1]
-        factor = D**-0.5 if scale is None else scale
+        factor = D**-0.5 if call.scale is None else call.scale
         wide = torch.promote_types(q.dtype, torch.float32)
         counts = args.crow_indices.diff().view(*args.lanes, q_len)
         rows = torch.repeat_interleave(args.crow_indices.diff())
@@ -122,7 +110,7 @@ class Csr(Backend):
                 parts.append(_softmax_rows(scores, where, v[b, h // group, what].to(wide), q_len))
         if parts:
             out = torch.stack(parts).view(B, Hq, q_len, v.shape[-1])
-        return fill_empty_rows(out.to(q.dtype), (counts > 0).unsqueeze(-1), v, empty_rows)
+        return fill_empty_rows(out.to(q.dtype), (counts > 0).unsqueeze(-1), v, call.empty_rows)
 
 
 def _softmax_rows(scores: Tensor, row: Tensor, values: Tensor, rows: int) -> Tensor:
