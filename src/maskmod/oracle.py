@@ -14,7 +14,8 @@ from torch import Tensor
 from maskmod._torch.tracing import known_true, tracing
 from maskmod._torch.workarounds import storable
 from maskmod.algebra import Index, Mask, MaskMod, Sizes, as_mask, device_of, sizes_of, spell
-from maskmod.errors import MaskShapeError, MaskTypeError, TruthValueError
+from maskmod.algebra.slips import Slip, place_of, slip_at
+from maskmod.errors import MaskError, MaskShapeError, MaskTypeError, TruthValueError
 
 __all__ = ["reads_b_and_h", "scalar_bool", "vmap_at", "vmap_mask", "vmap_of"]
 
@@ -99,9 +100,14 @@ def _run(mask: Mask, lifted: Callable[..., Tensor], indices: list[Tensor]) -> Te
             return lifted(*indices)
         try:
             return lifted(*indices)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
+            if isinstance(error, MaskError):
+                raise
             if "data-dependent control flow" in str(error) or ".item()" in str(error):
-                raise _truth_value(mask) from error
+                raise _truth_value(mask, error) from error
+            slip = _slip(error)
+            if slip is not None and slip.kind in ("numpy", "list"):
+                raise MaskTypeError(_placed(mask, error), slip.seen, slip.todo) from error
             if "random operation" in str(error):
                 raise randomness(mask) from error
             elsewhere = {tensor.device for tensor in mask.tensors() if tensor.dim()} - {indices[0].device}
@@ -143,9 +149,22 @@ def randomness(mask: object) -> MaskTypeError:
     )
 
 
-def _truth_value(mask: Mask) -> TruthValueError:
+def _truth_value(mask: Mask, error: Exception) -> TruthValueError:
+    slip = _slip(error)
+    if slip is not None:
+        return TruthValueError(_placed(mask, error), slip.seen, slip.todo)
     return TruthValueError(
-        f"{mask!r} evaluated by vmap",
+        _placed(mask, error),
         "the predicate asks a tensor for its truth value or its number: `and`, `or`, `not`, `if`, `.item()`",
         "Write `&`, `|`, `x ^ True`, and torch.where(condition, a, b).",
     )
+
+
+def _placed(mask: Mask, error: Exception) -> str:
+    place = place_of(error)
+    return f"{mask!r} evaluated by vmap" if place is None else f"{mask!r} at {place}"
+
+
+def _slip(error: Exception) -> Slip | None:
+    place = place_of(error)
+    return None if place is None else slip_at(place)

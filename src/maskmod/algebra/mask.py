@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from torch.utils import _pytree as pytree
 
-from maskmod.algebra.structure import Structured, closure_tensors, register_pytree, spell, structure
+from maskmod.algebra.structure import Structured, as_int, closure_tensors, register_pytree, spell, structure
 from maskmod.errors import MaskTypeError, TruthValueError
 
 if TYPE_CHECKING:
@@ -65,6 +65,17 @@ def same_structure(a: MaskMod, b: MaskMod) -> bool:
 # ------------------------------------------------------------------------------------------------- the base class
 
 
+def _taking_numpys_ints(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def __init__(self: Mask, *args: Any, **kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            init(self, *args, **kwargs)
+        else:
+            init(self, *map(as_int, args), **{name: as_int(value) for name, value in kwargs.items()})
+
+    return __init__
+
+
 @dataclass_transform(frozen_default=True, eq_default=False)
 class Mask(Structured):
     """A predicate ``(b, h, q_idx, kv_idx) -> bool`` that composes with ``& | ^ ~``; True means visible.
@@ -97,6 +108,7 @@ class Mask(Structured):
         # A generated __repr__ guards against recursion by thread id, which Dynamo cannot trace; a generated __eq__
         # compares tensors by value. Both are written below instead.
         dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+        cls.__init__ = _taking_numpys_ints(cls.__init__)
         cls._fields = tuple(field.name for field in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
         taken = sorted(name for name in cls._fields if hasattr(Mask, name))
         if taken:

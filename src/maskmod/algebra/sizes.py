@@ -8,7 +8,7 @@ import torch
 
 from maskmod._torch.tracing import known_true
 from maskmod.algebra.mask import Mask
-from maskmod.algebra.structure import spell
+from maskmod.algebra.structure import as_int, spell
 from maskmod.errors import MaskTypeError, MaskValueError
 
 __all__ = ["Sizes", "device_of", "sizes_of"]
@@ -26,6 +26,8 @@ class Sizes(NamedTuple):
 def sizes_of(mask: Mask, B: int | None, H: int | None, q_len: int, kv_len: int) -> Sizes:
     """Normalise and check the sizes that a reader was given (None for B or H means 1), and the mask against them."""
     sizes = Sizes(1 if B is None else B, 1 if H is None else H, q_len, kv_len)
+    if not torch.compiler.is_compiling():
+        sizes = Sizes(*map(as_int, sizes))
     for name, size in zip(Sizes._fields, sizes, strict=True):
         if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)):
             raise MaskTypeError(f"{name}={spell(size)}", f"a {type(size).__name__} is not a size", "Pass an int.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from maskmod.errors import MaskTypeError
 
-__all__ = ["Structured", "closure_tensors", "register_pytree", "spell", "structure"]
+__all__ = ["Structured", "as_int", "closure_tensors", "register_pytree", "spell", "structure"]
 
 
 class Structured:
@@ -166,6 +167,13 @@ def _attribute_tensors(instance: Any) -> Iterator[Tensor]:
         yield from instance.buffers()
     else:
         yield from (value for value in getattr(instance, "__dict__", {}).values() if isinstance(value, Tensor))
+
+
+def as_int(value: Any) -> Any:
+    """A numpy integer as the int it is; anything else as it is."""
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 and hasattr(value, "__index__"):
+        return value if value.dtype.kind == "b" else operator.index(value)
+    return value
 
 
 def spell(value: Any) -> str:
