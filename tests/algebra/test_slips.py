@@ -67,12 +67,12 @@ def test_numpys_ints_are_ints(integer) -> None:
     n = integer(4)
     assert sliding_window(n) == sliding_window(4)
     assert repr(sliding_window(n)) == "sliding_window(4)"
-    assert type(prefix(n).n) is int
+    assert type(vars(prefix(n))["n"]) is int
     assert repr(tree(torch.tensor([-1, 0]), depth=n)) == repr(tree(torch.tensor([-1, 0]), depth=4))
     assert dense_mask(causal(), integer(1), integer(2), n, n).shape == (1, 2, 4, 4)
     with pytest.raises(MaskTypeError):
-        sliding_window(np.float64(4))
+        sliding_window(np.float64(4))  # pyright: ignore[reportArgumentType]
     with pytest.raises(MaskTypeError):
-        sliding_window(np.bool_(True))
+        sliding_window(np.bool_(True))  # pyright: ignore[reportArgumentType]
     with pytest.raises(MaskValueError):
         sliding_window(integer(0))

@@ -109,7 +109,7 @@ def _slip(node: ast.AST, names: dict[str, Any]) -> Slip | None:
     for kind, word in words.items():
         if isinstance(node, kind):
             return Slip(
-                f"{word} ask a tensor for its truth value", "Write `&`, `|`, torch.where(condition, a, b).", "word"
+                f"{word} asks a tensor for its truth value", "Write `&`, `|`, torch.where(condition, a, b).", "word"
             )
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         todo = f"Write `({ast.unparse(node.operand)}) ^ True`."
