@@ -71,11 +71,13 @@ def check_lead(written: object, table: Tensor, B: int | None, H: int | None, axe
             )
 
 
-def check_length(written: object, table: Tensor, axis: int, needed: int | None, name: str) -> None:
-    """An axis of tokens or blocks against the length that it must serve; None is not known."""
-    if needed is not None and known_true(table.shape[axis] < needed):
+def check_length(written: object, table: Tensor, axis: int, length: int | None, name: str, size: int = 1) -> None:
+    """An axis of tokens, or of blocks of ``size`` tokens, against the length that it must serve; None is not known."""
+    if length is not None and known_true(table.shape[axis] * size < length):
+        # Spelled here and not before: a symbolic length in a string would be made a constant.
+        needed = -(-length // size)
         raise MaskShapeError(
-            f"{written} on {name}",
+            f"{written} on {name}={length}",
             f"axis {axis} of the table has {table.shape[axis]} entries, {needed} needed",
             f"Pad it to {needed}.",
         )

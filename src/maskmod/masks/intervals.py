@@ -202,7 +202,7 @@ class FlashMask(Mask):
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_lead(self, self.indices[..., 0], B, H, 1)
-        check_length(self, self.indices, 2, kv_len, f"kv_len={kv_len}")
+        check_length(self, self.indices, 2, kv_len, "kv_len")
 
 
 def flashmask(startend_row_indices: Tensor, *, causal: bool = True) -> Mask:

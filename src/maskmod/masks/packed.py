@@ -176,7 +176,7 @@ class KeyFlags(Mask):
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_lead(self, self.flags, B, H, 1)
-        check_length(self, self.flags, -1, kv_len, f"kv_len={kv_len}")
+        check_length(self, self.flags, -1, kv_len, "kv_len")
 
 
 def key_flags(flags: Tensor) -> Mask:
@@ -209,7 +209,7 @@ class QueryFlags(Mask):
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_lead(self, self.flags, B, H, 1)
-        check_length(self, self.flags, -1, q_len, f"q_len={q_len}")
+        check_length(self, self.flags, -1, q_len, "q_len")
 
 
 def query_flags(flags: Tensor) -> Mask:

@@ -218,8 +218,8 @@ class BlockLayout(Mask):
 
     def check(self, B: int | None, H: int | None, q_len: int | None, kv_len: int | None) -> None:
         check_lead(self, self.layout, B, H, 2)
-        for axis, name, length, size in ((-2, "q_len", q_len, self.q_size), (-1, "kv_len", kv_len, self.kv_size)):
-            check_length(self, self.layout, axis, None if length is None else -(-length // size), f"{name}={length}")
+        check_length(self, self.layout, -2, q_len, "q_len", self.q_size)
+        check_length(self, self.layout, -1, kv_len, "kv_len", self.kv_size)
 
     def __repr__(self) -> str:
         size = self.q_size if self.q_size == self.kv_size else (self.q_size, self.kv_size)
