@@ -93,7 +93,7 @@ def _facts(reading: Reading) -> dict[str, Any]:
         "full": visible == pairs,
         "band": _band(proven_band(reading), sizes.q_len, sizes.kv_len),
         "documents": None,
-        "leaks_future": None if leak.holds else _place(leak.counterexample),
+        "leaks_future": _place(leak.counterexample) if leak.holds else None,
         "empty_row": None if empty_row is None else empty_row._asdict(),
         "spans_a_row": _spans(reading),
     }

@@ -61,7 +61,7 @@ class Proof(NamedTuple):
 
     Attributes:
         holds: the answer, exactly.
-        counterexample: None where it holds.
+        counterexample: None where it holds; of `leaks_future`, the leak, None where there is none.
     """
 
     holds: bool
@@ -173,7 +173,10 @@ def leaks_future(
     q_offset: int | Tensor = 0,
     device: torch.device | str | None = None,
 ) -> Proof:
-    """The proof that no query sees a key after its own: it holds where nothing leaks, and the counterexample is a leak.
+    """Whether some query sees a key after its own: it holds where the mask leaks, and then the element is a leak.
+
+    What is asked is named by the function, as everywhere here: ``leaks_future(causal(), ...).holds`` is False. The
+    element contradicts what one hopes for, that nothing leaks, so here it stands beside a True.
 
     Args:
         q_offset: where query 0 stands among the keys: an int, or a tensor (), (1,) or (B,). Query ``q_idx`` may see the
@@ -181,12 +184,13 @@ def leaks_future(
 
     >>> from maskmod import causal, prefix
     >>> leaks_future(causal(), 1, 1, 8, 8).holds
-    True
-    >>> leaks_future(causal() | prefix(3), 1, 1, 8, 8).counterexample
-    Element(b=0, h=0, q_idx=0, kv_idx=1)
+    False
+    >>> leaks_future(causal() | prefix(3), 1, 1, 8, 8)
+    Proof(holds=True, counterexample=Element(b=0, h=0, q_idx=0, kv_idx=1))
     """
     past = shift(causal(), q_offset=q_offset)
-    return _proof(first_visible(_read(as_mask(mask) & (past ^ True), B, H, q_len, kv_len, device)))
+    leak = first_visible(_read(as_mask(mask) & (past ^ True), B, H, q_len, kv_len, device))
+    return Proof(leak is not None, leak)
 
 
 def _proof(found: Element | None) -> Proof:
