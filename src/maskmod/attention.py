@@ -19,6 +19,7 @@ from maskmod.backends import registry
 from maskmod.backends.empty_rows import check_policy
 from maskmod.backends.protocol import Backend, Bid, Call, Lowered, Request
 from maskmod.backends.registry import register_backend
+from maskmod.backends.typed import typed
 from maskmod.dense import shared
 from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError, UnsupportedMask
 
@@ -34,6 +35,7 @@ class Choice(NamedTuple):
     cost: dict[str, float]
 
 
+@typed
 def lower(
     mask: MaskMod,
     backend: str,

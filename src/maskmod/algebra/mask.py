@@ -12,7 +12,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, overload
 
 import torch
 from torch.utils import _pytree as pytree
@@ -118,6 +118,10 @@ class Mask(Structured):
             cls._name = None  # a subclass is not spelled as its base
         register_pytree(cls)
 
+    @overload
+    def __call__(self, b: int, h: int, q_idx: int, kv_idx: int) -> bool: ...
+    @overload
+    def __call__(self, b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Any: ...
     def __call__(self, b: Index, h: Index, q_idx: Index, kv_idx: Index) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, b, h, q_idx, kv_idx)")
 

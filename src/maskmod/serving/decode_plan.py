@@ -6,7 +6,7 @@ A `DecodePlan` knows a mask, a cache layout and a backend. It does not know the 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -23,7 +23,14 @@ from maskmod.oracle import reads_b_and_h
 from maskmod.positions import Remap, remap, shift
 from maskmod.serving.reach import check_reach
 
+if TYPE_CHECKING:
+    from maskmod.backends.eager import EagerArgs
+    from maskmod.backends.flex import FlexArgs
+    from maskmod.backends.sdpa import SdpaArgs
+
 __all__ = ["DecodePlan", "Explanation"]
+
+Args = TypeVar("Args", bound=Lowered, covariant=True)
 
 
 class Explanation(NamedTuple):
@@ -35,7 +42,7 @@ class Explanation(NamedTuple):
         return "\n".join(self.lines)
 
 
-class DecodePlan:
+class DecodePlan(Generic[Args]):
     """The mask of a decode step, allocated once: ``step_`` rewrites it in place and returns the same arguments.
 
     Shapes, strides and storage addresses of ``plan.args`` never change, and its buffers are marked as static
@@ -69,6 +76,58 @@ class DecodePlan:
     [[[[True, True, True, False]]]]
     """
 
+    @overload
+    def __init__(
+        self: DecodePlan[SdpaArgs],
+        mask: MaskMod,
+        layout: CacheLayout,
+        B: int,
+        H: int,
+        q_len: int,
+        *,
+        backend: Literal["sdpa"],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ): ...
+    @overload
+    def __init__(
+        self: DecodePlan[EagerArgs],
+        mask: MaskMod,
+        layout: CacheLayout,
+        B: int,
+        H: int,
+        q_len: int,
+        *,
+        backend: Literal["eager"],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ): ...
+    @overload
+    def __init__(
+        self: DecodePlan[FlexArgs],
+        mask: MaskMod,
+        layout: CacheLayout,
+        B: int,
+        H: int,
+        q_len: int,
+        *,
+        backend: Literal["flex"],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ): ...
+    @overload
+    def __init__(
+        self: DecodePlan[Lowered],
+        mask: MaskMod,
+        layout: CacheLayout,
+        B: int,
+        H: int,
+        q_len: int,
+        *,
+        backend: str,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ): ...
     @torch.inference_mode(False)  # buffers made under it could not be rewritten outside
     def __init__(
         self,
@@ -113,14 +172,14 @@ class DecodePlan:
             Step(written, self.mask, layout, q_len, self._where.position, stored, dtype, device)
         )
         self._assumed = check_reach(repr(self), written, layout, H)
-        self.args = self._holder.args
+        self.args: Args = cast(Any, self._holder.args)
         for buffer in (*self._where.buffers(), *self._holder.buffers()):
             # Unguarded: a second plan of the same structure, at other addresses, shares the compiled graph.
             torch._dynamo.mark_static_address(buffer, guard=False)
         with torch.no_grad():
             self.step_(0)
 
-    def step_(self, cache_position: int | Tensor) -> Lowered:
+    def step_(self, cache_position: int | Tensor) -> Args:
         """Rewrite the buffers for this step's queries; returns ``self.args``.
 
         Args:
