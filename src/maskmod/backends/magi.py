@@ -132,20 +132,21 @@ def _cover(starts: Tensor, ends: Tensor, counts: Tensor) -> list[_Slice]:
     quiet = torch.zeros(n - 1, dtype=torch.bool)
     quiet[1:] = goes_on[1:] & goes_on[:-1] & (kinds[1:] == kinds[:-1]).all(1)
     events = [*(~quiet).nonzero().squeeze(1).tolist(), n - 1]
-    table = torch.stack([starts, ends], -1).tolist()
-    kind, count = kinds.tolist(), counts.tolist()
+    table = torch.stack([starts, ends], -1)
     done: list[_Slice] = []
-    live = [_Open(0, j, *table[0][j]) for j in range(count[0])]
+    live = [_Open(0, j, *place) for j, place in enumerate(table[0, : int(counts[0])].tolist())]
     at, ready = 0, 0
     while at < n - 1:
-        live = _step(live, at, table[at + 1][: count[at + 1]], done)
+        live = _step(live, at, table[at + 1, : int(counts[at + 1])].tolist(), done)
         # What moved as its place did goes on so while the rows are quiet; what is new, or changed places, is looked at.
-        settled = all(s.kind == kind[at][s.place] and s.row <= at for s in live)
+        kind = kinds[at].tolist()
+        settled = all(s.kind == kind[s.place] and s.row <= at for s in live)
         while events[ready] <= at:
             ready += 1
         at = events[ready] if settled else at + 1
+        row = table[at].tolist()
         for s in live:
-            s.start, s.end = table[at][s.place]
+            s.start, s.end = row[s.place]
     return done + [s.closed(n - 1) for s in live]
 
 

@@ -13,6 +13,7 @@ runs on these tables in interpret mode in our tests, where jax is installed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -109,17 +110,23 @@ def _partial_blocks(reading: Reading, partial: Tensor, size: tuple[int, int]) ->
     analysis = reading.analysis(size, looks=True)
     tiles = TileList(torch.zeros_like(head), head, q, kv)
     at_once = analysis.at_once(size[0] * size[1])
-    bits = 2 ** torch.arange(62, device=partial.device)
-    words = []
-    for start in range(0, tiles.count, at_once):
-        part = TileList(*(x[start : start + at_once] for x in tiles))
-        flat = analysis.tokens(part, *analysis.inside(part)).flatten(1)
-        flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 62)).unflatten(1, (-1, 62))
-        words.append((flat.long() * bits).sum(-1))
-    kinds, which = torch.cat(words).unique(dim=0, return_inverse=True)
+
+    def opened(tiles: TileList) -> Iterator[Tensor]:
+        for start in range(0, tiles.count, at_once):
+            part = TileList(*(x[start : start + at_once] for x in tiles))
+            yield analysis.tokens(part, *analysis.inside(part))
+
+    kinds, which = torch.cat([_words(tokens.flatten(1)) for tokens in opened(tiles)]).unique(dim=0, return_inverse=True)
     number[partial] = which
-    unpacked = (kinds.unsqueeze(-1) >> torch.arange(62, device=partial.device)) & 1
-    return unpacked.flatten(1)[:, : size[0] * size[1]].bool().view(-1, *size), number
+    first = torch.full((kinds.shape[0],), tiles.count, device=partial.device)
+    first.scatter_reduce_(0, which, torch.arange(tiles.count, device=partial.device), "amin")
+    return torch.cat(list(opened(tiles.take(first)))), number
+
+
+def _words(bits: Tensor) -> Tensor:
+    """Rows of bits (n, m) as rows of int64, 62 bits each: equal where the bits are."""
+    padded = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 62)).unflatten(1, (-1, 62))
+    return (padded.long() << torch.arange(62, device=bits.device)).sum(-1)
 
 
 def _tables(classes: Tensor, number: Tensor, blocks: Tensor | None, order: tuple[int, int, int]) -> MaskTables:

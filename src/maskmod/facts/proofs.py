@@ -48,7 +48,12 @@ _MOST_TOKENS = 1 << 34  # evaluated before giving up: minutes
 
 
 class Element(NamedTuple):
-    """One place of a mask: batch row, head, query and key."""
+    """One place of a mask: batch row, head, query and key.
+
+    >>> from maskmod import causal
+    >>> causal()(*Element(b=0, h=0, q_idx=3, kv_idx=5))
+    False
+    """
 
     b: int
     h: int
@@ -62,6 +67,11 @@ class Proof(NamedTuple):
     Attributes:
         holds: the answer, exactly.
         counterexample: None where it holds; of `leaks_future`, the leak, None where there is none.
+
+    >>> from maskmod import causal, prefix
+    >>> proof = implies(causal() | prefix(2), causal(), 1, 1, 4, 4)
+    >>> proof.holds, proof.counterexample
+    (False, Element(b=0, h=0, q_idx=0, kv_idx=1))
     """
 
     holds: bool
@@ -101,7 +111,7 @@ def is_full(
 
     >>> from maskmod import sliding_window
     >>> is_full(sliding_window(4), 1, 1, 1, 4)
-    Proof(holds=False, counterexample=Element(b=0, h=0, q_idx=0, kv_idx=3))
+    Proof(holds=False, counterexample=Element(b=0, h=0, q_idx=0, kv_idx=1))
     """
     return _proof(first_visible(_read(as_mask(mask) ^ True, B, H, q_len, kv_len, device)))
 
