@@ -63,6 +63,7 @@ class Analysis:
         self.mask, self.sizes, self.device = reading.mask, reading.sizes, reading.device
         self.traced, self.root, self.lanes = reading.traced, reading.root, reading.lanes[:2]
         self.block_size = block_size
+        self.opened = 0  # tokens that were evaluated to settle whole blocks, samples of blocks left out
         self._whole: Tensor | None = None  # the dense mask, where nothing smaller can be evaluated
         if self.root is not None:
             self.blocks = Blocks(self.root.tape, block_size, looks=looks and not self.traced)
@@ -131,8 +132,8 @@ class Analysis:
             places.append(tokens.clamp_(max=length - 1) if length % size else tokens)
         return places[0], places[1]
 
-    def settle(self, tiles: TileList) -> tuple[Tensor, Tensor]:  # bool (n,), bool (n,)
-        """(full, empty) exactly, for blocks that the intervals left open.
+    def settle(self, tiles: TileList, most: int | None = None) -> tuple[Tensor, Tensor] | None:  # bool (n,), bool (n,)
+        """(full, empty) exactly, for blocks that the intervals left open; None where that takes over `most` tokens.
 
         A few witnesses first: one visible and one hidden token prove a block partial. The rest is evaluated token by
         token in batches.
@@ -150,6 +151,9 @@ class Analysis:
                 if not unsettled.shape[0]:
                     break
         size = self.block_size[0] * self.block_size[1]
+        if most is not None and unsettled.shape[0] * size > most:
+            return None
+        self.opened += unsettled.shape[0] * size
         for part in unsettled.split(self.at_once(size)):
             chosen = tiles.take(part)
             visible = self.tokens(chosen, *self.inside(chosen)).flatten(1)

@@ -117,7 +117,9 @@ def _settled(analysis: Analysis, must: Tensor, may: Tensor) -> tuple[Tensor, Ten
     if not open_.shape[0]:
         return must, may
     where = open_.unbind(1)
-    full, empty = analysis.settle(TileList(*where))
+    settled = analysis.settle(TileList(*where))
+    assert settled is not None  # without a limit
+    full, empty = settled
     must, may = must.clone(), may.clone()
     must[where], may[where] = full, ~empty
     return must, may

@@ -44,7 +44,13 @@ class Row(NamedTuple):
     q_idx: int
 
 
-def descend(analysis: Analysis, exact: bool) -> tuple[list[tuple[int, TileList]], TileList]:
+class _TooMany(Exception):
+    """More tokens would have to be evaluated than the caller allows."""
+
+
+def descend(
+    analysis: Analysis, exact: bool, max_opened: int | None = None
+) -> tuple[list[tuple[int, TileList]], TileList]:
     """Full tiles by their size in blocks, and the partial blocks; `exact` opens blocks that intervals leave open."""
     rows, columns = analysis.counts
     B, H = analysis.lanes
@@ -68,7 +74,10 @@ def descend(analysis: Analysis, exact: bool) -> tuple[list[tuple[int, TileList]]
                 tiles, ratio // ratios[level - 1], -(-rows // ratios[level - 1]), -(-columns // ratios[level - 1])
             )
     if exact:
-        all_visible, none_visible = analysis.settle(tiles)
+        settled = analysis.settle(tiles, max_opened)
+        if settled is None:
+            raise _TooMany
+        all_visible, none_visible = settled
         if bool(all_visible.any()):
             full.append((1, tiles.take(all_visible)))
         open_ = ~(all_visible | none_visible)
@@ -120,6 +129,11 @@ class Tiles:
     @property
     def _analysis(self) -> Analysis:
         return self._reading.analysis(self.block_size, looks=True)
+
+    @property
+    def opened(self) -> int:
+        """Tokens that were evaluated because the analyser could not settle a block: 0 where it knows the mask well."""
+        return self._analysis.opened
 
     def __repr__(self) -> str:
         B, H, q_len, kv_len = self._analysis.sizes
@@ -260,12 +274,22 @@ def classify_tiles(
     *,
     block_size: int | tuple[int, int] = 128,
     exact: bool | None = None,
+    max_opened: int | None = None,
     device: torch.device | str | None = None,
 ) -> Tiles:
     """A quad-tree of the mask: big tiles that are visible throughout, and the blocks on the boundary.
 
     The same answer as `classify_blocks` in O(N + boundary) memory and time, for lengths whose block table
     would not fit. Not for use inside a trace: its shapes depend on values.
+
+    Args:
+        mask, B, H, block_size, device: see `classify_blocks`.
+        exact: True opens the blocks that the analyser leaves open; False may call a block partial that is empty or
+            full; None is True as far as `max_opened` allows, and says in `Tiles.exact` how it ended.
+        max_opened: tokens that may be evaluated to open blocks; None is any number. `Tiles.opened` says how many were.
+
+    Raises:
+        MaskValueError: ``exact=True`` takes more tokens than ``max_opened``.
 
     >>> from maskmod import causal
     >>> tiles = classify_tiles(causal(), 1, 1, 1024, 1024)
@@ -277,17 +301,29 @@ def classify_tiles(
         raise MaskTypeError(
             "classify_tiles(...) inside a trace", "its shapes depend on values", "Use classify_blocks there."
         )
-    return tiles_of(reading, block_size, exact=exact is not False)
+    if max_opened is not None and (isinstance(max_opened, bool) or not isinstance(max_opened, int) or max_opened < 0):
+        written = f"classify_tiles(max_opened={max_opened!r})"
+        raise MaskValueError(written, "not a number of tokens", "Pass zero or more, or None.")
+    try:
+        return tiles_of(reading, block_size, exact=exact is not False, max_opened=max_opened)
+    except _TooMany:
+        if exact:
+            raise MaskValueError(
+                f"classify_tiles({reading.mask!r}, exact=True, max_opened={max_opened})",
+                "the analyser leaves more tokens open",
+                "Allow more, or pass exact=None for a sound answer; docs/fast_predicates.md says what opens blocks.",
+            ) from None
+        return tiles_of(reading, block_size, exact=False)
 
 
-def tiles_of(reading: Reading, block_size: tuple[int, int], *, exact: bool) -> Tiles:
+def tiles_of(reading: Reading, block_size: tuple[int, int], *, exact: bool, max_opened: int | None = None) -> Tiles:
     """`classify_tiles` of a mask that was read outside a trace."""
     if reading.is_empty:
         nothing = torch.zeros(0, dtype=torch.long, device=reading.device)
         none = Rectangles(*(nothing,) * 6)
         return Tiles(none, none, True, block_size, reading)
     analysis = reading.analysis(block_size, looks=True)
-    full, partial = rectangles(analysis, *descend(analysis, exact))
+    full, partial = rectangles(analysis, *descend(analysis, exact, max_opened))
     return Tiles(full, partial, exact, block_size, reading)
 
 
