@@ -204,8 +204,13 @@ def test_the_command(tmp_path):
     assert process.returncode == 0, process.stdout + process.stderr
     served = json.loads(process.stdout)
     assert served["ok"] is True
-    assert served["answered"] == served["equal"] == 12
-    assert (served["chunk_graphs"], served["token_graphs"], served["recompiles"]) == (1, 1, 0)
+    assert served["answered"] == served["equal"] == 15
+    assert (served["chunk_graphs"], served["token_graphs"], served["recompiles"]) == (1, 0, 0)
+    rows = served["rows_by_columns"]
+    assert (rows["chunk_graphs"], rows["token_graphs"], rows["recompiles"]) == (1, 1, 0)
+    assert rows["answered"] == rows["equal"] == 15
+    assert served["counts"]["steps"] < rows["counts"]["steps"]
+    assert served["counts"]["pages_shared"] > 0
     assert sorted(served["refused"]) == ["empty", "nothing", "r0", "too long"]
     assert served["cancelled"] == 2
     assert served["counts"]["accepted"] > 0

@@ -1,6 +1,7 @@
 """``python -m maskmod demo serve``: requests come and go while the server runs, and every answer is checked.
 
 Each answer must be, token for token, what the uncompiled model writes for that request alone, without cache or batch.
+The same calls go to two servers: one flat step for all requests, and rows by columns, in two graphs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from maskmod import causal
+from maskmod.demo.flat_server import FlatServer
 from maskmod.demo.generate import generate_uncompiled
 from maskmod.demo.model import Config, Model
 from maskmod.demo.server import BadRequest, Counts, Server
@@ -21,7 +23,7 @@ from maskmod.demo.text import documents, left_padded, packed, text_from
 from maskmod.demo.train import train
 from maskmod.testing import watch_graphs
 
-__all__ = ["Call", "Served", "calls_from", "run", "serve"]
+__all__ = ["Call", "Comparison", "Served", "calls_from", "run", "serve"]
 
 SEED = 0
 ROW_LEN = 512
@@ -50,7 +52,7 @@ class Served:
     equal: int  # answers that are, token for token, the uncompiled model's
     refused: dict[str, str]  # by name: why
     cancelled: int
-    chunk_graphs: int  # of a step with a chunk a row: prompts and drafts
+    chunk_graphs: int  # of a step of prompts and drafts; the flat server's only one
     token_graphs: int  # of a step with one token a row
     recompiles: int  # after the first step in each graph
     reasons: list[str]
@@ -60,11 +62,13 @@ class Served:
     closest_decision: float  # least lead of the best logit over the second in the uncompiled runs
     tokens_per_second: float
     samples: list[str]
+    flat: bool = False
 
     @property
     def ok(self) -> bool:
-        graphs = self.chunk_graphs + self.token_graphs
-        return self.equal == self.answered > 0 and graphs == 2 and not self.recompiles and self.pages_left == self.pages
+        right = (1, 0) if self.flat else (1, 1)
+        graphs = (self.chunk_graphs, self.token_graphs) == right and not self.recompiles
+        return self.equal == self.answered > 0 and graphs and self.pages_left == self.pages
 
     def to_json(self) -> str:
         return json.dumps({"ok": self.ok, **asdict(self)}, indent=2)
@@ -74,12 +78,18 @@ class Served:
         reused = counts.pages_taken / self.pages
         yield f"answers             {self.answered}, of which {self.equal} equal the uncompiled model's alone"
         yield f"refused, cancelled  {len(self.refused)}, {self.cancelled}"
-        yield f"graphs              {self.chunk_graphs} of a chunk a row, {self.token_graphs} of a token a row"
+        if self.flat:
+            yield f"graphs              {self.chunk_graphs}"
+        else:
+            yield f"graphs              {self.chunk_graphs} of a chunk a row, {self.token_graphs} of a token a row"
         yield f"recompiles          {self.recompiles}"
-        yield f"steps               {counts.steps}, {counts.chunk_steps} of them of a chunk a row"
+        several = "with several tokens of a request" if self.flat else "of a chunk a row"
+        yield f"steps               {counts.steps}, {counts.chunk_steps} of them {several}"
         yield f"new tokens          {counts.new_tokens}, {self.tokens_per_second:,.0f} a second"
         yield f"drafts              {counts.drafted} tokens, {counts.accepted} accepted"
-        yield f"pages               {self.pages}, at most {counts.pages_at_once} at once, {reused:.1f} uses of each"
+        shared = f", {counts.pages_shared} shared" if self.flat else ""
+        at_once = f"at most {counts.pages_at_once} at once"
+        yield f"pages               {self.pages}, {at_once}, {reused:.1f} uses of each{shared}"
         yield from self.reasons
 
 
@@ -96,7 +106,8 @@ def calls_from(texts: list[str]) -> list[Call]:
         ("r0", texts[2][:20], 8),
         ("nothing", texts[2][:20], 0),
     ]
-    return calls + [Call(4, *fields) for fields in bad]
+    alike = [Call(6 + 2 * n, f"alike{n}", texts[3][:40] + texts[4 + n][:9], 12) for n in range(3)]
+    return calls + alike + [Call(4, *fields) for fields in bad]
 
 
 def serve(server: Server, calls: list[Call], reference: dict[str, list[int]], closest: float) -> Served:
@@ -105,7 +116,9 @@ def serve(server: Server, calls: list[Call], reference: dict[str, list[int]], cl
     cancelled, step, pending = 0, 0, sorted(calls, key=lambda call: call.at)
     pages = server.free_pages
     graphs = []
-    for prompt in ([1, 2, 3], [1]):  # a step of a chunk a row, then one of a token a row
+    flat = isinstance(server, FlatServer)
+    warm = [[1, 2, 3]] if flat else [[1, 2, 3], [1]]  # a step of a chunk a row, then one of a token a row
+    for prompt in warm:
         with watch_graphs() as warm_up:
             server.submit("warm-up", prompt, 1)
             server.step()
@@ -137,7 +150,7 @@ def serve(server: Server, calls: list[Call], reference: dict[str, list[int]], cl
         refused=refused,
         cancelled=cancelled,
         chunk_graphs=graphs[0],
-        token_graphs=graphs[1],
+        token_graphs=0 if flat else graphs[1],
         recompiles=max(after.graphs, len(after.recompiles)),
         reasons=[str(each) for each in after.recompiles],
         counts=server.counts,
@@ -146,6 +159,7 @@ def serve(server: Server, calls: list[Call], reference: dict[str, list[int]], cl
         closest_decision=closest,
         tokens_per_second=server.counts.new_tokens / seconds,
         samples=[text_from(torch.tensor(answer)) for answer in list(answers.values())[:3]],
+        flat=flat,
     )
 
 
@@ -161,7 +175,22 @@ def alone(model: Model, calls: list[Call]) -> tuple[dict[str, list[int]], float]
     return answers, closest
 
 
-def run(say: Callable[[str], None]) -> Served:
+@dataclass(frozen=True)
+class Comparison:
+    """The flat server, and the rows by columns that it is compared with, on the same calls."""
+
+    flat: Served
+    rows: Served
+
+    @property
+    def ok(self) -> bool:
+        return self.flat.ok and self.rows.ok
+
+    def to_json(self) -> str:
+        return json.dumps({"ok": self.ok, **asdict(self.flat), "rows_by_columns": asdict(self.rows)}, indent=2)
+
+
+def run(say: Callable[[str], None]) -> Comparison:
     """Train, serve, compare; ``say`` gets each line of text as it becomes known."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors this small gain nothing from more
@@ -172,13 +201,21 @@ def run(say: Callable[[str], None]) -> Served:
         calls = calls_from(texts)
         say(f"Writing {REQUESTS} answers one by one, uncompiled, to compare with.")
         reference, closest = alone(model, calls)
-        server = Server(model)
-        say(f"Serving: at most {server.rows} at a time, in chunks of {server.chunk}, from {server.free_pages} pages.\n")
-        served = serve(server, calls, reference, closest)
-        for line in served.table():
+        server = FlatServer(model)
+        say(
+            f"\nServing flat: at most {server.rows} requests at a time, {server.max_tokens} tokens a step, from "
+            f"{server.free_pages} pages.\n"
+        )
+        flat = serve(server, calls, reference, closest)
+        for line in flat.table():
             say(f"  {line}")
-        for name, reason in served.refused.items():
+        for name, reason in flat.refused.items():
             say(f"  refused {name!r}: {reason}")
+        rows_server = Server(model)
+        say(f"\nThe same calls in rows by columns, in chunks of {rows_server.chunk}.\n")
+        served = Comparison(flat, serve(rows_server, calls, reference, closest))
+        for line in served.rows.table():
+            say(f"  {line}")
         say(f"\n{'Passed' if served.ok else 'FAILED'}.")
         return served
     finally:

@@ -51,6 +51,11 @@ class Request:
         return self.tokens[self.prompt_len :]
 
     @property
+    def to_come(self) -> int:
+        """Tokens that are still to be written."""
+        return self.prompt_len + self.new_tokens - len(self.tokens)
+
+    @property
     def done(self) -> bool:
         return len(self.tokens) - self.prompt_len >= self.new_tokens
 
@@ -66,6 +71,7 @@ class Counts:
     accepted: int = 0
     pages_taken: int = 0
     pages_at_once: int = 0  # most pages in use at a time
+    pages_shared: int = 0  # taken over from a request that begins alike
 
 
 class Server:
@@ -106,6 +112,11 @@ class Server:
         self._running: list[Request | None] = [None] * rows
         self._waiting: deque[Request] = deque()
         self._finished: dict[str, Request] = {}
+        self._prepare(compiler)
+
+    def _prepare(self, compiler: str) -> None:
+        """What a step reads, allocated once, and the step itself, compiled."""
+        rows, chunk, config = self.rows, self.chunk, self.model.config
         self._position = torch.zeros(rows, 1, dtype=torch.int64)
         self._tokens = {q_len: torch.zeros(rows, q_len, dtype=torch.int64) for q_len in (1, chunk)}
         self._plans = {
