@@ -122,6 +122,7 @@ def test_slots_hold_what_a_simulated_cache_holds(name, seed):
         kv_positions, valid = layout.slots(torch.tensor(firsts)[:, None], q_len)
         assert kv_positions.shape == valid.shape == (2, layout.kv_len)
         slots = layout.write_slots(torch.tensor(firsts)[:, None], q_len)
+        begins = layout.begins(torch.tensor(firsts)[:, None], q_len) if name == "sliding" else None
         for row, (first, cache) in enumerate(zip(firsts, caches, strict=True)):
             last = first + q_len - 1
             written = [p for p in range(first, last + 1) if mapped(name, row, p)]
@@ -130,6 +131,8 @@ def test_slots_hold_what_a_simulated_cache_holds(name, seed):
                     cache.step(position, 1)
             if name != "paged":
                 cache.step(first, q_len)
+            if begins is not None:
+                assert begins[row] == cache.base
             where = [cache.slot(p) if mapped(name, row, p) else -1 for p in range(first, last + 1)]
             assert slots[row].tolist() == where, f"seed={seed} row={row} first={first} q_len={q_len}"
             visible = {i: p for i, p in enumerate(kv_positions[row].tolist()) if valid[row, i]}

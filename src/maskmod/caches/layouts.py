@@ -73,7 +73,11 @@ class CacheLayout(Protocol):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
-        """The slot that each of this step's tokens goes to, int64 (q_len,) or (B, q_len); -1 where it has none."""
+        """The slot that each of this step's tokens goes to, int64 (q_len,) or (B, q_len); -1 where it has none.
+
+        Python reads -1 as the last slot: send it to a slot that no query looks at, or leave it out. A position below 0
+        has none in any layout; what else has none is each layout's own to say.
+        """
         ...
 
 
@@ -132,6 +136,7 @@ class StaticCache(Layout):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
+        """Slot p for position p; -1 past the end."""
         position = positions_of(cache_position, q_len, device=device)
         return torch.where(position < self.max_len, position, -1).clamp(min=-1)
 
@@ -160,7 +165,8 @@ class _Evicting(Layout):
 class SlidingCache(_Evicting):
     """Fills from slot 0; once full, shifts left so that the newest key is last (transformers' static sliding layer).
 
-    The caller shifts: by as much as slot 0's position grows from step to step.
+    The caller shifts, before it writes: by as much as `begins` grows from step to step; after drafts that were rejected
+    it may shrink, and the contents go back.
 
     >>> SlidingCache(4).slots(2, 1)[0].tolist(), SlidingCache(4).slots(9, 1)[0].tolist()
     ([0, 1, 2, 0], [6, 7, 8, 9])
@@ -175,9 +181,18 @@ class SlidingCache(_Evicting):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
+        """After the shift, so that the newest token is last; no position of a step is without a slot."""
         position = positions_of(cache_position, q_len, device=device)
         check_headroom(self, q_len)
         return (position - self._shift(position[..., -1:])).clamp(min=-1)
+
+    def begins(self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None) -> Tensor:
+        """The position of slot 0 in this step, whether it is held or not: int64 (), (1,) or (B, 1).
+
+        >>> SlidingCache(4, headroom=1).begins(9, 1)
+        tensor(5)
+        """
+        return self._shift(first_and_last(cache_position, q_len, device)[1])
 
     def _shift(self, last: Tensor) -> Tensor:
         return (last - (self.kv_len - 1)).clamp(min=0)
@@ -199,6 +214,7 @@ class RingCache(_Evicting):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
+        """Position p to slot ``p % (window + headroom)``; no position of a step is without a slot."""
         position = positions_of(cache_position, q_len, device=device)
         check_headroom(self, q_len)
         return _slot_in_ring(position, self.kv_len)
@@ -246,6 +262,7 @@ class ChunkedCache(Layout):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
+        """Position p to slot ``p % (chunk + headroom)``; no position of a step is without a slot."""
         position = positions_of(cache_position, q_len, device=device)
         check_headroom(self, q_len)
         return _slot_in_ring(position, self.kv_len)
@@ -309,6 +326,7 @@ class PagedCache(Layout):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
+        """A slot of the pool, (B, q_len); -1 past the table, where no page is mapped, or one outside the pool."""
         position = positions_of(cache_position, q_len, device=self._device(device))
         rows, pages = self.block_table.shape
         _check_rows(self, position, rows, "a block table")

@@ -60,6 +60,7 @@ class PrefixRingCache(Layout):
     def write_slots(
         self, cache_position: int | Tensor, q_len: int, *, device: torch.device | str | None = None
     ) -> Tensor:
+        """Below ``prefix`` slot p, then the ring's; no position of a step is without a slot."""
         position = positions_of(cache_position, q_len, device=device)
         check_headroom(self, q_len)
         in_ring = self.prefix + (position - self.prefix) % self._ring
