@@ -25,6 +25,7 @@ from benchmarks import transformers_masks
 from benchmarks.masks import MASKS, documents_of
 from benchmarks.pairs import alternate
 from benchmarks.production import PRODUCTION
+from benchmarks.ragged import graph_rows, ragged_rows
 from benchmarks.serving import recompile_rows, step_rows
 from maskmod import block_mask, classify_tiles, dense_mask
 
@@ -115,12 +116,12 @@ def production_rows() -> list[Row]:
 
 
 def serving_rows() -> list[Row]:
-    """A decode step's mask in place against its peers, and the graphs that 256 steps take."""
+    """A decode step's and a flat step's mask in place against peers, and the graphs that 256 steps take."""
     rows = []
-    for row in step_rows():
+    for row in (*step_rows(), *ragged_rows()):
         rows.append(_row(row["kind"], row["mask"], row["n"], row["ms"]))
         _show(rows[-1])
-    for row in recompile_rows():
+    for row in (*recompile_rows(), *graph_rows()):
         rows.append(row)
         print(f"{row['kind']:10} {row['n']:>8} {row['mask']:16} " + "  ".join(map(": ".join, row["graphs"].items())))
     return rows

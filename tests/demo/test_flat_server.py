@@ -165,7 +165,8 @@ def test_bad_tokens_and_cancelled_requests(model):
     assert not server._known or all(server._users[page] for page in server._known.values())
 
 
-def test_ten_thousand_lives_leak_no_page(model, monkeypatch):
+@pytest.mark.parametrize("lives", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_lives_leak_no_page(model, monkeypatch, lives):
     """Without the model: requests come alike and different, are cancelled, fail, and are answered at random."""
     rng = random.Random(5)
     server = server_of(
@@ -181,8 +182,8 @@ def test_ten_thousand_lives_leak_no_page(model, monkeypatch):
     monkeypatch.setattr(server, "_move", lambda moves: None)
     begun = ended = 0
     alive: list[str] = []
-    while begun < 10_000 or server.busy:
-        while begun < 10_000 and rng.random() < 0.7:
+    while begun < lives or server.busy:
+        while begun < lives and rng.random() < 0.7:
             name = f"r{begun}"
             try:
                 server.submit(name, [rng.randrange(2) for _ in range(rng.randint(1, 16))], rng.randint(1, 20))
@@ -208,7 +209,7 @@ def test_ten_thousand_lives_leak_no_page(model, monkeypatch):
             server.failed.pop(name)
             alive.remove(name)
             ended += 1
-    assert begun == ended == 10_000
+    assert begun == ended == lives
     assert server.free_pages == 40
     assert not server._known
     assert not server._of_page
