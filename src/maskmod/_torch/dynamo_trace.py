@@ -166,7 +166,7 @@ class Trace(logging.Handler):
             self._add_recompile(payload, compile_id, self.places.get(frame, ("a function", "", 0)))
         elif kind == "compilation_metrics" and about.get("co_name"):
             function, file, line = about["co_name"], about["co_filename"], about["co_firstlineno"]
-            file = "" if file == _NOT_THE_USERS[1] else file
+            file = "" if file.startswith(_NOT_THE_USERS[1]) else file
             self.places[frame] = function, file, line
             self._amend(compile_id, function=function, file=file, line=line)
 
@@ -216,7 +216,7 @@ class Trace(logging.Handler):
 
 _NOT_THE_USERS = (
     os.path.join(os.path.dirname(torch.__file__), ""),
-    os.path.join(os.path.dirname(os.path.dirname(__file__)), "testing", "graphs.py"),
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), "testing", ""),
 )
 _FRAME = re.compile(r'^ *File "(.+?)", line (\d+), in (.+)\n?(?: +(.+))?', re.MULTILINE)
 

@@ -10,6 +10,8 @@ import reprlib
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from textwrap import indent
 from typing import Any
 
 import torch
@@ -20,14 +22,18 @@ from torch._dynamo.exc import TorchDynamoException
 from maskmod._torch.dynamo_trace import GraphBreak, GraphReport, Recompile, blank_dynamo, listening
 from maskmod._torch.workarounds import isolated
 from maskmod.errors import MaskTypeError, MaskValueError
+from maskmod.testing.cures import cure_of_break, cure_of_guard
 
 __all__ = [
+    "Explanation",
     "GraphBreak",
     "GraphReport",
     "Recompile",
     "assert_max_graphs",
     "assert_no_graph_breaks",
     "count_graphs",
+    "explain_graph_breaks",
+    "outputs_and_graphs",
     "watch_graphs",
 ]
 
@@ -47,10 +53,7 @@ def assert_no_graph_breaks(fn: Callable, *args: Any, dynamic: bool | None = None
     __tracebackhide__ = True
     report = _count(fn, [(args, kwargs)], dynamic)
     if report.breaks or not report.frames:
-        raise AssertionError(
-            f"assert_no_graph_breaks({_name(fn)}, ...): {_seen(report)}. Compute in tensors what is read "
-            f"back into Python below, or do it outside the compiled function.\n{report}"
-        )
+        raise AssertionError(f"assert_no_graph_breaks({_name(fn)}, ...): {_seen(report)}.\n{Explanation(report)}")
 
 
 def assert_max_graphs(
@@ -73,8 +76,46 @@ def assert_max_graphs(
     if report.graphs > max_graphs or report.eager_calls or not report.frames:
         raise AssertionError(
             f"assert_max_graphs({_name(fn)}, {len(calls)} calls, max_graphs={max_graphs}): {_seen(report)}. "
-            f"Keep changing values in tensors, and changing lengths dynamic (dynamic=True).\n{report}"
+            f"Keep changing values in tensors, and changing lengths dynamic (dynamic=True).\n{Explanation(report)}"
         )
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A report with a likely cure beside each break and each recompile; ``str()`` is what to read."""
+
+    report: GraphReport
+
+    def __str__(self) -> str:
+        report = self.report
+        counts = len(report.breaks), len(report.recompiles)
+        lines = ["graphs: {}, graph breaks: {}, recompiles: {}".format(report.graphs, *counts)]
+        for each in report.breaks:
+            lines += [indent(f"graph break: {each}", "  "), f"      likely cure: {cure_of_break(each.reason)}"]
+        for each in report.recompiles:
+            cures = dict.fromkeys(cure_of_guard(guard) for guard in each.guards[:3])
+            lines.append(indent(f"recompile: {each}", "  "))
+            lines += [f"      likely cure: {cure}" for cure in cures]
+        if report.eager_calls:
+            lines.append(f"  calls that ran eagerly, without any graph: {report.eager_calls}")
+        return "\n".join(lines)
+
+
+def explain_graph_breaks(
+    fn: Callable, *args: Any, calls: Sequence[tuple] = (), dynamic: bool | None = None, **kwargs: Any
+) -> Explanation:
+    """Why ``fn(*args, **kwargs)`` is not one graph: each break with its reason, the user's line and a likely cure.
+
+    Nothing is asserted. ``fn`` and ``dynamic`` are those of :func:`count_graphs`.
+
+    Args:
+        calls: argument tuples of further calls; the guard of each recompile that they take is explained too.
+
+    >>> import torch
+    >>> print(explain_graph_breaks(lambda x: x * 2, torch.ones(3)))
+    graphs: 1, graph breaks: 0, recompiles: 0
+    """
+    return Explanation(_count(fn, [(args, kwargs), *((call, {}) for call in calls)], dynamic))
 
 
 def count_graphs(fn: Callable, calls: Sequence[tuple], *, dynamic: bool | None = None) -> GraphReport:
@@ -115,6 +156,15 @@ def count_graphs(fn: Callable, calls: Sequence[tuple], *, dynamic: bool | None =
     return _count(fn, [(call, {}) for call in calls], dynamic)
 
 
+def outputs_and_graphs(
+    fn: Callable, calls: Sequence[tuple], *, dynamic: bool | None = None
+) -> tuple[list, GraphReport]:
+    """What ``fn`` returned, compiled afresh, for each argument tuple, and the report of :func:`count_graphs`."""
+    outputs: list = []
+    report = _count(fn, [(call, {}) for call in calls], dynamic, outputs)
+    return outputs, report
+
+
 @contextmanager
 def watch_graphs() -> Iterator[GraphReport]:
     """Count the graphs that any ``torch.compile`` of this process makes inside the block, under any backend.
@@ -134,7 +184,9 @@ def watch_graphs() -> Iterator[GraphReport]:
         yield trace.report
 
 
-def _count(fn: Callable, calls: list[tuple[tuple, dict[str, Any]]], dynamic: bool | None) -> GraphReport:
+def _count(
+    fn: Callable, calls: list[tuple[tuple, dict[str, Any]]], dynamic: bool | None, outputs: list | None = None
+) -> GraphReport:
     if not callable(fn):
         written = f"count_graphs({reprlib.repr(fn)}, ...)"
         raise MaskTypeError(written, f"a {type(fn).__name__}", "Give something to call.")
@@ -156,17 +208,18 @@ def _count(fn: Callable, calls: list[tuple[tuple, dict[str, Any]]], dynamic: boo
         for number, (args, kwargs) in enumerate(calls, 1):
             trace.inputs.append(_describe(plain, args, kwargs))
             runs_before = runs
-            _call(compiled, plain, args, kwargs)
+            answer = _call(compiled, plain, args, kwargs)
+            if outputs is not None:
+                outputs.append(answer)
             # Without a break or a refusal, a call without a graph had nothing to compute.
             if runs == runs_before and (report.breaks or any(each.refused for each in report.recompiles)):
                 report.eager_calls.append(number)
     return report
 
 
-def _call(compiled: Callable, plain: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+def _call(compiled: Callable, plain: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     try:
-        compiled(*args, **kwargs)
-        return
+        return compiled(*args, **kwargs)
     except TorchDynamoException as error:
         wrapped = error
     # An error met while tracing arrives wrapped in Dynamo's; the function itself raises its own.
