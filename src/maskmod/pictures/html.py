@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from maskmod.algebra import MaskMod, Sizes
+from maskmod.analyser.expression import Node
 from maskmod.analyser.reading import Reading, read
-from maskmod.analyser.record import Node
 from maskmod.dense import dense_mask
 from maskmod.errors import MaskValueError
 from maskmod.facts.tiles import Tiles, tiles_of

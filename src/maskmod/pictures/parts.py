@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from maskmod.algebra import And, Mask, Not, Or, Xor, spell
-from maskmod.analyser.record import Node
+from maskmod.analyser.expression import Node
 
 __all__ = ["Part", "and_terms", "parts_of", "spelled"]
 

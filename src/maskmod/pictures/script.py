@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskmod.analyser.record import BOTH, Node
+from maskmod.analyser.expression import BOTH, Node
 from maskmod.pictures.tables import encoded, runs_of
 
 __all__ = ["NotScriptable", "Script"]

@@ -11,8 +11,8 @@ __all__ = ["cure_of_break", "cure_of_guard"]
 
 _BREAKS = (
     (r"data-dependent (branching|control flow|jump)", "compute both sides and pick: torch.where(condition, a, b)"),
-    (r"\.item\(\)|\.tolist\(\)|scalar output", "keep the number in a 0-d tensor: compare, index and multiply with it as it is"),
-    (r"data.dependent|nonzero|dynamic (shape|output)", "give it a fixed shape: torch.where or a product with the mask in place of selecting"),
+    (r"\.item\(\)|\.tolist\(\)|scalar output", "keep the number in a 0-d tensor, and compute with it as it is"),
+    (r"data.dependent|nonzero|dynamic (shape|output)", "give it a fixed shape: torch.where in place of selecting"),
     (r"torch\._dynamo\.graph_break", "take the graph_break() out"),
     (r"\bprint\b", "print outside the compiled function, or from what it returns"),
     (r"logg(er|ing)|warnings", "log and warn outside the compiled function"),
@@ -20,18 +20,18 @@ _BREAKS = (
     (r"\.backward\(\)|autograd\.grad", "call it outside the compiled function"),
     (r"generator|yield", "return a list"),
     (r"input\(|open\(|time\.|random\.", "read it outside, and pass the value as an argument"),
-    (r"(user-defined|custom) .*(c |c\+\+|extension)|skip(ped)? function|builtin", "call it outside, or make it an operator with torch.library.custom_op"),
+    (r"extension|skip(ped)? function|builtin", "call it outside, or make it a torch.library.custom_op"),
     (r"try|except|raise", "check before the compiled function is called"),
     (r"dir\(|getattr|setattr|__dict__|inspect", "read the attribute outside, once"),
 )  # fmt: skip
 _GUARDS = (
-    (r"size mismatch|expected \d+, actual \d+|\.size\(\)|shape", "lengths differ: compile with dynamic=True, or torch._dynamo.mark_dynamic(x, dim)"),
+    (r"size mismatch|\.size\(\)|shape", "lengths differ: compile with dynamic=True"),
     (r"dtype mismatch", "dtypes differ: convert before the call"),
     (r"stride mismatch|contiguous", "strides differ: pass x.contiguous()"),
     (r"device mismatch|device index", "devices differ: one graph each"),
     (r"requires_grad|grad_mode|GRAD_MODE", "gradients are on for one call and off for another: one graph each"),
     (r"inference_mode|INFERENCE", "inference mode is on for one call and off for another: one graph each"),
-    (r"id\(|___check_obj_id|is not the same", "another object each time: keep one and change its tensors, or pass it as an argument"),
+    (r"id\(|___check_obj_id|is not the same", "another object each time: keep one, and change its tensors"),
     (r"==\s*-?\d+\.?\d*\b|expected .*int", "a number differs: hold it in a tensor, or compile with dynamic=True"),
     (r"==\s*['\"]", "a string differs: one graph each"),
     (r"len\(|dict|keys|list", "a container differs: give it one length and one set of keys"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,14 +54,14 @@ def assert_same_attention(
         raise MaskValueError(
             f"assert_same_attention(backends={backends!r})", "no list of names", 'Pass ["eager", "sdpa"].'
         )
-    options = {"scale": scale, "enable_gqa": enable_gqa, "empty_rows": empty_rows}
+    options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa, "empty_rows": empty_rows}
     backward = all(x.requires_grad for x in (q, k, v))
     weights = torch.randn(*q.shape[:3], v.shape[3], generator=torch.Generator().manual_seed(0)).to(q.device, q.dtype)
 
     def results(backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
         inputs = [x.detach().to(dtype).requires_grad_(backward) for x in (q, k, v)]
         with torch.set_grad_enabled(backward):
-            out = attention(*inputs, mask, backend=backend, **options)
+            out = attention(inputs[0], inputs[1], inputs[2], mask, backend=backend, **options)
         found = {"output": out.detach()}
         if backward:
             gradients = torch.autograd.grad(out, inputs, weights.to(dtype))

@@ -164,7 +164,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Gener
     guard = item.stash.get(_GUARD, None)
     if call.when == "call" and guard is not None:
         seen = guard.report
-        counts = {"graphs": seen.graphs, "breaks": len(seen.breaks), "recompiles": len(seen.recompiles)}
+        counts: dict[str, Any] = {"graphs": seen.graphs, "breaks": len(seen.breaks), "recompiles": len(seen.recompiles)}
         counts["first"] = f"{seen.breaks[0].file}:{seen.breaks[0].line}" if seen.breaks else ""
         report.user_properties.append((_PROPERTY, json.dumps(counts)))  # text: xdist and JUnit XML carry it
     return report
@@ -197,9 +197,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for name, counts in rows:
         first = f"  first break at {counts['first']}" if counts["first"] else ""
         terminalreporter.line(f"{counts['graphs']:6}  {counts['breaks']:6}  {counts['recompiles']:10}  {name}{first}")
-    terminalreporter.line(
-        f"{total['graphs']} graphs, {total['breaks']} graph breaks and {total['recompiles']} recompiles in {len(rows)} tests"
-    )
+    said = ", ".join(f"{count} {name}" for name, count in total.items())
+    terminalreporter.line(f"{said} in {len(rows)} tests")
 
 
 def _rows(terminalreporter: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,10 +6,13 @@ Nothing is assumed from its source: a probe either failed or it did not. Which r
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +20,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from maskmod.algebra import Mask, Sizes, device_of
-from maskmod.analyser.record import Node, Unknown, evaluate, lanes_read, record
+from maskmod.analyser.expression import Node, evaluate, lanes_read, needed
+from maskmod.analyser.record import Unknown, record
 from maskmod.errors import MaskError, MaskShapeError
 from maskmod.oracle import vmap_mask
-from maskmod.testing.lint.source import Place, place_at
+from maskmod.testing.lint.places import Place, place_at
 
 __all__ = [
     "Recording",
@@ -28,8 +32,9 @@ __all__ = [
     "failing_place",
     "gathers_out_of_range",
     "is_users",
+    "limits",
     "narrow_overflows",
-    "nodes_of",
+    "quietly",
     "recording",
     "sizes_that_fit",
 ]
@@ -65,6 +70,19 @@ def failing_place(error: BaseException | None) -> Place | None:
         deeper = failing_place(error.__cause__) if error.__cause__ is not None else None
         return deeper or found
     return None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Dynamo's own warnings, and without what a predicate prints each time that it is run."""
+    logger = logging.getLogger("torch._dynamo")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class Recording(NamedTuple):
@@ -112,25 +130,10 @@ def recording(mask: Mask, sizes: Sizes) -> Recording:
     return Recording(root, "", None, places)
 
 
-def nodes_of(root: Node) -> list[Node]:
-    """Every node that the answer depends on, arguments first."""
-    return [n for n in root.tape.nodes if n.number in _reached(root)]
-
-
-def _reached(root: Node) -> set[int]:
-    seen, stack = set(), [root]
-    while stack:
-        node = stack.pop()
-        if node.number not in seen:
-            seen.add(node.number)
-            stack += [a for a in node.args if isinstance(a, Node)]
-    return seen
-
-
 def limits(root: Node) -> list[int | None]:
     """How large each of b, h, q_idx, kv_idx may be: the shortest table that one of them indexes as it is."""
     found: list[int | None] = [None] * 4
-    for node in nodes_of(root):
+    for node in needed(root):
         if node.op != "gather":
             continue
         table, *index = node.args
@@ -233,7 +236,7 @@ def _spread(length: int) -> Tensor:
 def gathers_out_of_range(root: Node) -> Iterator[tuple[str, Trouble]]:
     """("out-of-range" or "wraps", where) for every table that is read past its end, or before its start with effect."""
     frame = _Frame(root)
-    for node in nodes_of(root):
+    for node in needed(root):
         if node.op != "gather":
             continue
         table, *index = node.args
@@ -262,25 +265,17 @@ def _matters(root: Node, gather: Node, where: Tensor, frame: _Frame) -> bool:
     """Whether the answer changes with what a table gives at these elements."""
 
     def answer(other: Tensor | None) -> Tensor:
-        done: dict[int, Tensor] = {}
-
-        def values(n: Any) -> Any:
-            if not isinstance(n, Node):
-                return n
-            if n.number not in done:
-                if n is gather and other is not None:
-                    value = frame.of(n)
-                    spread = where.reshape(*where.shape, *(1,) * len(n.shape))
-                    done[n.number] = torch.where(spread, other.to(value.dtype), value)
-                elif n.op in ("index", "constant"):
-                    done[n.number] = frame.take(n)
-                elif n.op == "gather":
-                    done[n.number] = n.apply([values(a) for a in n.args])
-                else:
-                    done[n.number] = n.apply([values(a) for a in n.args])
-            return done[n.number]
-
-        return values(root)
+        values: dict[int, Tensor] = {}
+        for node in needed(root):
+            if node.op in ("index", "constant"):
+                values[node.number] = frame.take(node)
+            else:
+                values[node.number] = node.apply([values[a.number] if isinstance(a, Node) else a for a in node.args])
+            if node is gather and other is not None:
+                spread = where.reshape(*where.shape, *(1,) * len(node.shape))
+                value = values[node.number]
+                values[node.number] = torch.where(spread, other.to(value.dtype), value)
+        return values[root.number]
 
     table = gather.args[0]
     if table.dtype == torch.bool:
@@ -306,7 +301,7 @@ def narrow_overflows(root: Node) -> Iterator[Trouble]:
     """Integer steps that leave their dtype. In flex's kernels the four indices are int32, whatever they are here."""
     frame = _Frame(root)
     kernel: dict[int, torch.dtype] = {}
-    for node in nodes_of(root):
+    for node in needed(root):
         dtype = _kernel_dtype(node, kernel)
         kernel[node.number] = dtype
         operation = _ARITHMETIC.get(node.op)

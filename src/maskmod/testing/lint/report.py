@@ -77,6 +77,8 @@ class Facts:
             parts.append(f"sees later keys: query {q} sees key {kv} (b={b}, h={h})")
         elif self.visible is not None:
             parts.append("never sees a later key")
+        if self.visible is None:
+            return "; ".join(parts)  # it does not run
         if self.analysed:
             parts.append(f"analysed: {self.opened} of {self.blocks} blocks opened, {self.analysis_ms:.1f} ms")
         elif self.why:

@@ -7,38 +7,18 @@ run here; functions that the predicate calls are read too. Without source there 
 from __future__ import annotations
 
 import ast
-import functools
-import inspect
-import linecache
-import textwrap
 import types
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from maskmod.algebra import Func, Mask
+from maskmod.testing.lint.places import Place, Plain, definition_of, place_at, plain_functions
+from maskmod.testing.lint.rewrite import CONVERSIONS, called, rewritten
 
-__all__ = ["Place", "Plain", "Suspicion", "place_at", "place_of", "plain_functions", "return_place", "suspicions"]
+__all__ = ["Suspicion", "suspicions"]
 
 _MOST_CALLS = 4  # how deep functions that call each other are followed
-
-
-class Place(NamedTuple):
-    """A line of the user's."""
-
-    file: str
-    line: int
-    code: str
-
-
-class Plain(NamedTuple):
-    """A Python function, how many of its leading arguments are bound already, and the object it is a method of."""
-
-    function: types.FunctionType
-    bound: int
-    held: Any
 
 
 class Suspicion(NamedTuple):
@@ -49,52 +29,6 @@ class Suspicion(NamedTuple):
     reason: str
     rewrite: str
     last: int
-
-
-def place_at(file: str, line: int) -> Place:
-    return Place(file, line, linecache.getline(file, line).strip())
-
-
-def place_of(fn: Any) -> Place:
-    """Where a callable is defined; line 0 without source."""
-    for plain in plain_functions(fn):
-        code = plain.function.__code__
-        return place_at(code.co_filename, code.co_firstlineno)
-    return Place(f"<{type(fn).__name__}>", 0, "")
-
-
-def return_place(fn: Any) -> Place:
-    """The last line of a callable that returns something."""
-    for plain in plain_functions(fn):
-        tree = _definition(plain.function)
-        if isinstance(tree, ast.Lambda):
-            return place_at(plain.function.__code__.co_filename, tree.body.lineno)
-        lines = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Return)] if tree is not None else []
-        if lines:
-            return place_at(plain.function.__code__.co_filename, max(lines))
-    return place_of(fn)
-
-
-def plain_functions(fn: Any, bound: int = 0, held: Any = None) -> Iterator[Plain]:
-    """The users' own Python functions that a mask is made of."""
-    while isinstance(fn, functools.partial):
-        bound, fn = bound + len(fn.args), fn.func
-    if isinstance(fn, Func):
-        yield from plain_functions(fn.fn)
-    elif isinstance(fn, Mask):
-        if not type(fn).__module__.startswith("maskmod."):
-            yield Plain(type(fn).__call__, 1, fn)
-        for part in fn._parts():
-            if isinstance(part, Mask) or (callable(part) and not isinstance(part, (type, Tensor))):
-                yield from plain_functions(part)
-    elif inspect.ismethod(fn):
-        yield from plain_functions(fn.__func__, bound + 1, fn.__self__)
-    elif isinstance(fn, types.FunctionType):
-        yield Plain(inspect.unwrap(fn), bound, held)  # pyright: ignore[reportArgumentType]
-    elif isinstance(fn, torch.nn.Module):
-        yield from plain_functions(fn.forward, bound)
-    elif not isinstance(fn, type) and isinstance(getattr(type(fn), "__call__", None), types.FunctionType):
-        yield Plain(type(fn).__call__, bound + 1, fn)
 
 
 def suspicions(fn: Any) -> list[Suspicion]:
@@ -108,7 +42,7 @@ def suspicions(fn: Any) -> list[Suspicion]:
 
 def _read(given: Plain, followed: set[str] | None, found: list[Suspicion], depth: int) -> None:
     plain = given.function
-    tree = _definition(plain)
+    tree = definition_of(plain)
     if tree is None:
         return
     names = [a.arg for a in (*tree.args.posonlyargs, *tree.args.args)]
@@ -128,53 +62,8 @@ def _read(given: Plain, followed: set[str] | None, found: list[Suspicion], depth
     _Reader(plain.__code__.co_filename, followed, values, found, depth).read(tree)
 
 
-@functools.lru_cache(maxsize=64)
-def _parsed(text: str) -> ast.Module | None:
-    try:
-        return ast.parse(text)
-    except SyntaxError:
-        return None
-
-
-def _definition(plain: types.FunctionType) -> Any:
-    """The syntax tree of a function, found in its file by line, name and argument names."""
-    code = plain.__code__
-    text = "".join(linecache.getlines(code.co_filename))
-    tree = _parsed(text) if text else None
-    if tree is None:
-        try:
-            tree = _parsed(textwrap.dedent(inspect.getsource(plain)))
-        except (OSError, TypeError):
-            return None
-        if tree is None:
-            return None
-        ast.increment_lineno(tree, code.co_firstlineno - 1)
-    names = code.co_varnames[: code.co_argcount]
-    fitting = []
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
-            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-            arguments = tuple(a.arg for a in (*node.args.posonlyargs, *node.args.args))
-            if first == code.co_firstlineno and arguments == names:
-                fitting.append(node)
-    if len(fitting) > 1:
-        fitting = [n for n in fitting if _same_code(n, code)] or fitting
-    return fitting[0] if fitting else None
-
-
-def _same_code(node: Any, code: types.CodeType) -> bool:
-    """Whether two lambdas of one line differ: by the names and constants that they read."""
-    read = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {
-        n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)
-    }
-    constants = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
-    written = {*code.co_names, *code.co_freevars}
-    return written <= read and {c for c in code.co_consts if isinstance(c, (int, float)) and c is not True} <= constants
-
-
 _UNVALUED = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad"}
 _ASKING = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"}
-_CONVERSIONS = {"int": "long", "float": "float", "bool": "bool"}
 _RANDOM = ("rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "rand_like", "randn_like")
 _CHANGES = {"append", "extend", "insert", "pop", "remove", "update", "setdefault", "add", "clear"}
 
@@ -262,7 +151,7 @@ class _Reader(ast.NodeVisitor):
 
     def visit_For(self, node: ast.For) -> None:
         loops = node.iter
-        if isinstance(loops, ast.Call) and _called(loops) == "range" and any(map(self.is_tensor, loops.args)):
+        if isinstance(loops, ast.Call) and called(loops) == "range" and any(map(self.is_tensor, loops.args)):
             self.add(
                 "truth-value",
                 node,
@@ -381,7 +270,7 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        name, function = _called(node), self.value(node.func)
+        name, function = called(node), self.value(node.func)
         given = [*node.args, *(k.value for k in node.keywords)]
         module = getattr(function, "__module__", "") or ""
         if isinstance(node.func, ast.Attribute) and node.func.attr in _ASKING and self.is_tensor(node.func.value):
@@ -389,7 +278,7 @@ class _Reader(ast.NodeVisitor):
             self.add(
                 "truth-value", node, reason, f"{self.rewritten(node.func.value)}, which is a tensor and may stay one"
             )
-        elif name in _CONVERSIONS and function is _BUILTINS.get(name) and any(map(self.is_tensor, given)):
+        elif name in CONVERSIONS and function is _BUILTINS.get(name) and any(map(self.is_tensor, given)):
             self.add("truth-value", node, f"`{name}()` asks a tensor for its number", self.rewritten(node))
         elif name in ("max", "min") and function is _BUILTINS[name] and any(map(self.is_tensor, given)):
             self.add(
@@ -441,7 +330,7 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
     def is_random(self, node: ast.Call, function: Any, module: str) -> bool:
-        name = _called(node)
+        name = called(node)
         if module.startswith("random") or type(getattr(function, "__self__", None)).__module__.startswith("random"):
             return True
         if "numpy.random" in f"{module} {type(getattr(function, '__self__', None)).__module__}":
@@ -474,103 +363,13 @@ class _Reader(ast.NodeVisitor):
 
     def rewritten(self, node: ast.AST) -> str:
         """The expression as a trace can carry it out."""
-        return ast.unparse(ast.fix_missing_locations(_Rewriter(self).visit(_copy(node))))
-
-
-class _Rewriter(ast.NodeTransformer):
-    def __init__(self, reader: _Reader):
-        self.reader = reader
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> Any:
-        if not any(map(self.reader.is_tensor, node.values)):
-            return node
-        op = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
-        parts = [self.visit(v) for v in node.values]
-        return functools.reduce(lambda a, b: ast.BinOp(a, op, b), parts)
-
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> Any:
-        if isinstance(node.op, ast.Not) and self.reader.is_tensor(node.operand):
-            return ast.BinOp(self.visit(node.operand), ast.BitXor(), ast.Constant(True))
-        return self.generic_visit(node)
-
-    def visit_Compare(self, node: ast.Compare) -> Any:
-        if not self.reader.is_tensor(node):
-            return node
-        if len(node.ops) == 1 and isinstance(node.ops[0], (ast.In, ast.NotIn)):
-            among = node.comparators[0]
-            if isinstance(among, (ast.Tuple, ast.List, ast.Set)) and among.elts:
-                equal = [ast.Compare(self.visit(node.left), [ast.Eq()], [e]) for e in among.elts]
-                found = functools.reduce(lambda a, b: ast.BinOp(a, ast.BitOr(), b), equal)
-            else:
-                call = ast.Call(ast.Name("torch.isin", ast.Load()), [self.visit(node.left), among], [])
-                found = call
-            return found if isinstance(node.ops[0], ast.In) else ast.BinOp(found, ast.BitXor(), ast.Constant(True))
-        sides = [self.visit(side) for side in (node.left, *node.comparators)]
-        parts = [ast.Compare(a, [op], [b]) for a, op, b in zip(sides, node.ops, sides[1:], strict=False)]
-        return functools.reduce(lambda a, b: ast.BinOp(a, ast.BitAnd(), b), parts)
-
-    def visit_IfExp(self, node: ast.IfExp) -> Any:
-        if not self.reader.is_tensor(node.test):
-            return self.generic_visit(node)
-        return ast.Call(
-            ast.Name("torch.where", ast.Load()), [self.visit(x) for x in (node.test, node.body, node.orelse)], []
-        )
-
-    def visit_Subscript(self, node: ast.Subscript) -> Any:
-        inner = node.value
-        if (
-            isinstance(inner, ast.Subscript)
-            and self.reader.is_tensor(node.slice)
-            and self.reader.is_tensor(inner.slice)
-        ):
-            entries = []
-            for part in (inner.slice, node.slice):
-                entries += part.elts if isinstance(part, ast.Tuple) else [part]
-            return self.visit(
-                ast.Subscript(inner.value, ast.Tuple([self.visit(e) for e in entries], ast.Load()), ast.Load())
-            )
-        return self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> Any:
-        name, reader = _called(node), self.reader
-        if (
-            isinstance(node.func, ast.Attribute)
-            and node.func.attr in ("item", "tolist")
-            and reader.is_tensor(node.func.value)
-        ):
-            return self.visit(node.func.value)
-        if (
-            name in _CONVERSIONS
-            and isinstance(node.func, ast.Name)
-            and len(node.args) == 1
-            and reader.is_tensor(node.args[0])
-        ):
-            return ast.Call(ast.Attribute(self.visit(node.args[0]), _CONVERSIONS[name], ast.Load()), [], [])
-        if name in ("max", "min") and isinstance(node.func, ast.Name) and len(node.args) >= 2:
-            return functools.reduce(functools.partial(self.extreme, name), map(self.visit, node.args))
-        return self.generic_visit(node)
-
-    def extreme(self, name: str, a: ast.expr, b: ast.expr) -> ast.expr:
-        for x, y in ((a, b), (b, a)):
-            if self.reader.is_tensor(x) and not self.reader.is_tensor(y):
-                bound = ast.keyword("min" if name == "max" else "max", y)
-                return ast.Call(ast.Attribute(x, "clamp", ast.Load()), [], [bound])
-        return ast.Call(ast.Name(f"torch.{name}imum", ast.Load()), [a, b], [])
+        return rewritten(node, self.is_tensor)
 
 
 _BUILTINS: dict[str, Any] = {
     name: getattr(__import__("builtins"), name)
     for name in ("int", "float", "bool", "max", "min", "any", "all", "sorted", "sum", "range", "abs", "print", "len")
 }
-
-
-def _copy(node: ast.AST) -> ast.AST:
-    return ast.parse(ast.unparse(node), mode="eval").body
-
-
-def _called(node: ast.Call) -> str:
-    func = node.func
-    return func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else ""
 
 
 def _returned(body: list[ast.stmt]) -> ast.expr | None:
