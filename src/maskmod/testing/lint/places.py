@@ -117,8 +117,9 @@ def definition_of(plain: types.FunctionType) -> Any:
 
 def _distance(node: Any, code: types.CodeType) -> int:
     """How little a function of several on one line looks like this code: by column, else by names and constants."""
-    if hasattr(code, "co_positions"):  # Python 3.11 and later
-        columns = [c for line, _, c, _ in code.co_positions() if c and line == node.lineno]
+    positions = getattr(code, "co_positions", None)  # Python 3.11 and later
+    if positions is not None:
+        columns = [c for line, _, c, _ in positions() if c and line == node.lineno]
         return sum(not node.col_offset <= c <= node.end_col_offset for c in columns)
     names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - set(code.co_varnames)
     constants = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
