@@ -18,7 +18,7 @@ from maskmod.algebra import Mask, as_mask
 from maskmod.errors import MaskTypeError, MaskValueError
 from maskmod.masks.catalog import VOCABULARY
 
-__all__ = ["mask_from_text"]
+__all__ = ["mask_from_text", "predicate_from_text"]
 
 _INT_BITS = 62  # of an index, with room for a sum
 
@@ -42,9 +42,8 @@ def mask_from_text(text: str) -> Mask:
     >>> mask_from_text("causal() & document([0, 0, 1])")
     causal() & document(int64[3])
     """
-    module, colon, attribute = text.partition(":")
-    if colon and module.replace(".", "").isidentifier() and attribute.replace(".", "").isidentifier():
-        return as_mask(_imported(text, module, attribute))
+    if (named := _named(text)) is not None:
+        return as_mask(_imported(text, *named))
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
@@ -57,6 +56,18 @@ def mask_from_text(text: str) -> Mask:
     if not isinstance(mask, Mask):
         raise MaskTypeError(repr(text), f"a {type(mask).__name__}, not a mask", _TODO)
     return mask
+
+
+def predicate_from_text(text: str) -> Any:
+    """What ``module:attribute`` names, whatever it is, for a check to judge; else the mask of an expression."""
+    named = _named(text)
+    return mask_from_text(text) if named is None else _imported(text, *named)
+
+
+def _named(text: str) -> tuple[str, str] | None:
+    module, colon, attribute = text.partition(":")
+    is_name = colon and module.replace(".", "").isidentifier() and attribute.replace(".", "").isidentifier()
+    return (module, attribute) if is_name else None
 
 
 def _depth(tree: ast.AST) -> int:
