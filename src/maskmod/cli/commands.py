@@ -78,7 +78,7 @@ def draw(
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     sizes: dict[str, Any] = {"B": batch, "H": heads, "b": b, "h": h}
     typer.echo(
-        picture_of(mask_from_text(mask), q_len, kv_len or q_len, **sizes, blocks=blocks, color=color), color=color
+        picture_of(mask_from_text(mask), q_len, kv_len or q_len, **sizes, blocks=blocks, color=bool(color)), color=color
     )
 
 
