@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask
 from cases import CASES, Case
 from maskmod import causal, dense_mask, vmap_mask
 from oracle import loop_table
-from strategies import Expression, Size, masks
+from random_masks import Expression, Size, masks
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

@@ -10,7 +10,7 @@ from cases import CASES, Case
 from looks import Looks
 from maskmod import additive_bias, causal, dense_mask, document, full, vmap_mask
 from maskmod.oracle import reads_b_and_h
-from strategies import Expression, masks
+from random_masks import Expression, masks
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

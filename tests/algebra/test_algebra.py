@@ -30,7 +30,7 @@ from maskmod import (
 )
 from maskmod.algebra import And, Func, Not, Or, Xor, as_mask
 from maskmod.errors import TruthValueError
-from strategies import NAMES, Expression, masks
+from random_masks import NAMES, Expression, masks
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from maskmod import causal, dense_mask, full, per_head, remap, shift, where
 from maskmod.algebra import as_mask
-from strategies import Expression, Size, masks, shapes
+from random_masks import Expression, Size, masks, shapes
 
 OFFSETS = st.integers(-3, 5)
 AT = Size(2, 2, 5, 6)

@@ -9,8 +9,8 @@ from cases import BY_NAME, CASES, Case
 from maskmod import attention, causal, document, lower, shift, sinks, sliding_window
 from maskmod.backends.eager import eager_attention
 from oracle import loop_table
+from random_masks import Expression, Size, masks
 from reference import plain_attention, tolerance
-from strategies import Expression, Size, masks
 
 B, HEADS, KV_HEADS, Q_LEN, KV_LEN, D, DV = 2, 4, 2, 17, 23, 16, 8
 

@@ -33,8 +33,7 @@ from maskmod import (
 from maskmod.backends import registry
 from maskmod.backends.refusals import Inexpressible
 from maskmod.errors import MaskShapeError, MaskTypeError, MaskValueError, UnsupportedMask
-from random_masks import Case
-from strategies import masks
+from random_masks import Case, masks
 
 IDS = torch.tensor([0] * 7 + [1] * 1 + [2] * 9 + [3] * 7)
 NOWHERE = ~full()

@@ -30,8 +30,8 @@ from maskmod.backends.span_kernel import packed, unpacked
 from maskmod.backends.spans import spans_attention
 from maskmod.errors import UnsupportedMask
 from maskmod.facts import span_blocks
+from random_masks import Expression, Size, masks
 from reference import plain_attention
-from strategies import Expression, Size, masks
 
 SPANS = registry.get("spans")
 N = 700

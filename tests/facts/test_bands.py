@@ -7,7 +7,7 @@ from hypothesis import given
 from maskmod import causal, chunked, dense_mask, document, full, per_head, prefix, shift, sinks, sliding_window, window
 from maskmod.algebra import as_mask
 from maskmod.facts.structure import Band, band_of
-from strategies import Expression, masks
+from random_masks import Expression, masks
 
 CAUSAL, FULL = Band(None, 0), Band(None, None)
 

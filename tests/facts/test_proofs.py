@@ -28,8 +28,7 @@ from maskmod import (
 from maskmod.analyser.reading import read
 from maskmod.errors import MaskTypeError, MaskValueError, TruthValueError
 from maskmod.facts import proofs
-from random_masks import Case
-from strategies import masks, shapes
+from random_masks import Case, masks, shapes
 
 LONG = 1 << 20
 

@@ -8,8 +8,7 @@ from maskmod import causal, document, full, key_padding, mask_mod, prefix, shift
 from maskmod.analyser.reading import read
 from maskmod.facts.recognise import band_mask, packed_mask, proven_band, proven_packed
 from maskmod.facts.structure import Band
-from random_masks import Case
-from strategies import Expression, masks
+from random_masks import Case, Expression, masks
 
 IDS = torch.tensor([4] * 5 + [2] * 1 + [9] * 6 + [4] * 4)  # an id comes back: another document all the same
 START = torch.tensor([0] * 5 + [5] + [6] * 6 + [12] * 4)

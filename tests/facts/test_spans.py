@@ -37,7 +37,7 @@ from maskmod.analyser.reading import read
 from maskmod.analyser.solve import solved
 from maskmod.errors import MaskTypeError, MaskValueError, UnsupportedMask
 from oracle import loop_table
-from strategies import Expression, masks
+from random_masks import Expression, masks
 
 BOTH = ((row_spans, False), (column_spans, True))
 N = 40

@@ -24,6 +24,7 @@ from maskmod.analyser.record import Unknown, record
 from maskmod.analyser.summaries import Blocks, Grid, Selection
 from maskmod.blocks.block_mask import block_mask
 from maskmod.blocks.classify import classify_blocks
+from random_masks.vocabulary import Size, expressions
 
 LENGTHS = (1, 2, 7, 31, 32, 40, 64, 65, 96)
 BLOCKS = (1, 3, 8, 16, (8, 16), (32, 4), (5, 7), 64)
@@ -69,10 +70,16 @@ class Case:
             "window": ints(0, 20, n),
         }
         self.source = self.boolean(self.rng.randint(0, 3))
+        if seed % 4 == 3:  # one in four has a mask of the vocabulary in it
+            size = Size(self.B, self.H, self.q_len, self.kv_len)
+            drawn = expressions(size, self.rng.randint(0, 2))(self.rng)
+            self.names["vocabulary"], self.drawn = as_mask(drawn.build()), drawn
+            self.source = f"({self.source}) {pick('&|^')} vocabulary(b, h, q, k)"
         self.mask = eval(f"lambda b, h, q, k: {self.source}", self.names)
 
     def __repr__(self) -> str:
-        return f"Case(seed={self.seed}).check()  # {self.source}"
+        where = f", vocabulary = {self.drawn.source}" if "vocabulary" in self.names else ""
+        return f"Case(seed={self.seed}).check()  # {self.source}{where}"
 
     # Grammar
 

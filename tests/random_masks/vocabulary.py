@@ -1,4 +1,4 @@
-"""Hypothesis strategies: sizes, and random expressions of masks beside their meaning in plain Python.
+"""Sizes, and random expressions of masks beside their meaning in plain Python.
 
 An expression is drawn as source text, so that a failing case prints as the line that builds it again. Beside the text
 grows a specification on plain ints, which shares no code with the library.
@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.strategies import DrawFn, SearchStrategy
+from hypothesis.strategies import SearchStrategy
 
 import maskmod
 from maskmod import Mask
 from oracle import Spec
+from random_masks.choices import Draw, Drawer, booleans, composite, integers, lists, none, sampled_from
 
-__all__ = ["NAMES", "Expression", "Size", "masks", "shapes"]
+__all__ = ["NAMES", "Expression", "Size", "expressions", "masks", "shapes"]
 
 NAMES: dict[str, Any] = {"torch": torch, **{name: getattr(maskmod, name) for name in maskmod.__all__}}
 
@@ -49,48 +50,57 @@ class Expression:
         printer.text(repr(self))
 
 
-@st.composite
-def shapes(draw: DrawFn, longest: int = 7) -> Size:
-    """Sizes (B, H, q_len, kv_len): several rows and heads, ragged and rectangular lengths, zero now and then."""
-    lengths = st.one_of(st.integers(1, longest), st.integers(0, longest))
-    return Size(draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(lengths), draw(lengths))
+@composite
+def _shapes(draw: Draw, longest: int = 7) -> Size:
+    least = draw(sampled_from((1, 0)))
+    return Size(draw(integers(1, 3)), draw(integers(1, 3)), *draw(lists(integers(least, longest), 2)))
 
 
-@st.composite
-def masks(draw: DrawFn, size: Size | None = None, depth: int = 4) -> Expression:
+@composite
+def expressions(draw: Draw, size: Size | None = None, depth: int = 4) -> Expression:
     """A random expression over the whole vocabulary, to be read at ``size`` (drawn where left out)."""
-    size = draw(shapes()) if size is None else size
+    size = draw(_shapes()) if size is None else size
     kinds = _ATOMS if depth == 0 else _ATOMS + _NODES * 2
-    return draw(draw(st.sampled_from(kinds))(size, depth))
+    return draw(draw(sampled_from(kinds))(size, depth))
+
+
+def shapes(longest: int = 7) -> SearchStrategy[Size]:
+    """Sizes (B, H, q_len, kv_len): several rows and heads, ragged and rectangular lengths, zero now and then."""
+    return st.randoms(use_true_random=False).map(_shapes(longest))
+
+
+def masks(size: Size | None = None, depth: int = 4) -> SearchStrategy[Expression]:
+    """`expressions`, drawn by Hypothesis."""
+    return st.randoms(use_true_random=False).map(expressions(size, depth))
 
 
 # ------------------------------------------------------------------------------------------------------------- atoms
 
 
-def _number(draw: DrawFn, least: int, most: int) -> tuple[str, int]:
+def _number(draw: Draw, least: int, most: int) -> tuple[str, int]:
     """A number written as an int or as a 0-d tensor."""
-    n = draw(st.integers(least, most))
-    return (f"torch.tensor({n})" if draw(st.booleans()) else str(n)), n
+    n = draw(integers(least, most))
+    return (f"torch.tensor({n})" if draw(booleans()) else str(n)), n
 
 
-def _per_row(draw: DrawFn, B: int, least: int, most: int) -> tuple[str, list[int]]:
+def _per_row(draw: Draw, B: int, least: int, most: int) -> tuple[str, list[int]]:
     """A number for each batch row, written as an int, a 0-d tensor, (1,) or (B,)."""
-    form = draw(st.sampled_from(("int", "0-d", "(1,)", "(B,)")))
-    values = draw(st.lists(st.integers(least, most), min_size=B, max_size=B))
+    form = draw(sampled_from(("int", "0-d", "(1,)", "(B,)")))
+    values = draw(lists(integers(least, most), B))
     if form == "(B,)":
         return f"torch.tensor({values})", values
     n = values[0]
     return {"int": str(n), "0-d": f"torch.tensor({n})", "(1,)": f"torch.tensor([{n}])"}[form], [n] * B
 
 
-def _table(draw: DrawFn, B: int, n: int, entries: SearchStrategy[Any]) -> tuple[str, list[list[Any]]]:
+def _table(draw: Draw, B: int, n: int, entries: Drawer[Any]) -> tuple[str, list[list[Any]]]:
     """A table of n columns or more, shared by the batch or one row each; the meaning has B rows either way."""
-    columns = n + draw(st.integers(0, 2))
-    row = st.lists(entries, min_size=columns, max_size=columns)
-    if draw(st.booleans()):
+    columns = n + draw(integers(0, 2))
+    row = lists(entries, columns)
+    if draw(booleans()):
         values = draw(row)
         return _tensor(values, (columns,)), [values] * B
-    table = draw(st.lists(row, min_size=B, max_size=B))
+    table = draw(lists(row, B))
     return _tensor(table, (B, columns)), table
 
 
@@ -104,33 +114,34 @@ def _entry(row: list, i: int) -> Any:
     return row[i] if 0 <= i < len(row) else None
 
 
-@st.composite
-def _plain(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _plain(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
     choices: list[tuple[str, Spec]] = [
         ("full()", lambda b, h, q, kv: True),
         ("causal()", lambda b, h, q, kv: kv <= q),
     ]
-    return Expression(*draw(st.sampled_from(choices)), size)
+    source, spec = draw(sampled_from(choices))
+    return Expression(source, spec, size)
 
 
-@st.composite
-def _sliding_window(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _sliding_window(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
     text, n = _number(draw, 1, 5)
     return Expression(f"sliding_window({text})", lambda b, h, q, kv: 0 <= q - kv <= n - 1, size)
 
 
-@st.composite
-def _window(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _window(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
-    sides = [draw(st.none()) or ("None", 99) if draw(st.booleans()) else _number(draw, 0, 3) for _ in range(2)]
+    sides = [draw(none()) or ("None", 99) if draw(booleans()) else _number(draw, 0, 3) for _ in range(2)]
     (left_text, left), (right_text, right) = sides
     return Expression(f"window({left_text}, {right_text})", lambda b, h, q, kv: q - left <= kv <= q + right, size)
 
 
-@st.composite
-def _chunked(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _chunked(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
     text, n = _number(draw, 1, 4)
     start_text, start = _per_row(draw, size.B, -2, 4)
@@ -138,25 +149,25 @@ def _chunked(draw: DrawFn, size: Size, depth: int) -> Expression:
     return Expression(source, lambda b, h, q, kv: (q - start[b]) // n == (kv - start[b]) // n, size)
 
 
-@st.composite
-def _prefix(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _prefix(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
     text, n = _per_row(draw, size.B, 0, 5)
     return Expression(f"prefix({text})", lambda b, h, q, kv: kv < n[b], size)
 
 
-@st.composite
-def _sinks(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _sinks(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
     text, n = _number(draw, 0, 3)
     return Expression(f"sinks({text})", lambda b, h, q, kv: kv < n, size)
 
 
-@st.composite
-def _document(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _document(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
-    ids = st.integers(-1, 2)
-    if draw(st.booleans()):
+    ids = integers(-1, 2)
+    if draw(booleans()):
         text, table = _table(draw, size.B, max(size.q_len, size.kv_len, 0), ids)
         q_ids = kv_ids = table
     else:
@@ -171,10 +182,10 @@ def _document(draw: DrawFn, size: Size, depth: int) -> Expression:
     return Expression(f"document({text})", spec, size)
 
 
-@st.composite
-def _blockwise(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _blockwise(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
-    text, ids = _table(draw, size.B, max(size.q_len, size.kv_len, 0), st.integers(-1, 2))
+    text, ids = _table(draw, size.B, max(size.q_len, size.kv_len, 0), integers(-1, 2))
 
     def spec(b, h, q, kv):
         return _entry(ids[b], q) not in (None, -1) and _entry(ids[b], q) == _entry(ids[b], kv)
@@ -182,16 +193,16 @@ def _blockwise(draw: DrawFn, size: Size, depth: int) -> Expression:
     return Expression(f"blockwise({text})", spec, size)
 
 
-@st.composite
-def _key_padding(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _key_padding(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
-    if draw(st.booleans()):
-        lengths = draw(st.lists(st.integers(0, 6), min_size=size.B, max_size=size.B))
+    if draw(booleans()):
+        lengths = draw(lists(integers(0, 6), size.B))
         return Expression(f"key_padding(torch.tensor({lengths}))", lambda b, h, q, kv: 0 <= kv < lengths[b], size)
-    columns = max(size.kv_len, 0) + draw(st.integers(0, 2))
-    entries = draw(st.sampled_from((st.booleans(), st.integers(0, 2))))
-    row = st.lists(entries, min_size=columns, max_size=columns)
-    valid = draw(st.lists(row, min_size=size.B, max_size=size.B))
+    columns = max(size.kv_len, 0) + draw(integers(0, 2))
+    entries = draw(sampled_from((booleans(), integers(0, 2))))
+    row = lists(entries, columns)
+    valid = draw(lists(row, size.B))
     source = f"key_padding({_tensor(valid, (size.B, columns))})"
     return Expression(source, lambda b, h, q, kv: bool(_entry(valid[b], kv)), size)
 
@@ -204,12 +215,12 @@ _LAMBDAS: list[tuple[str, Spec]] = [
 ]
 
 
-@st.composite
-def _lambda(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _lambda(draw: Draw, size: Size, depth: int) -> Expression:
     del depth
-    body, spec = draw(st.sampled_from(_LAMBDAS))
+    body, spec = draw(sampled_from(_LAMBDAS))
     source = f"lambda b, h, q_idx, kv_idx: {body}"
-    if draw(st.booleans()):
+    if draw(booleans()):
         return Expression(f"mask_mod({source})", spec, size)
     return Expression(source, spec, size, precedence=0, is_mask=False)
 
@@ -227,12 +238,12 @@ def _as_mask(part: Expression) -> Expression:
     return dataclasses.replace(part, source=f"mask_mod({part.source})", precedence=9, is_mask=True)
 
 
-@st.composite
-def _binary(draw: DrawFn, size: Size, depth: int) -> Expression:
-    left, right = draw(masks(size, depth - 1)), draw(masks(size, depth - 1))
+@composite
+def _binary(draw: Draw, size: Size, depth: int) -> Expression:
+    left, right = draw(expressions(size, depth - 1)), draw(expressions(size, depth - 1))
     if not right.is_mask:
         left = _as_mask(left)
-    symbol, precedence = draw(st.sampled_from((("&", 3), ("^", 2), ("|", 1))))
+    symbol, precedence = draw(sampled_from((("&", 3), ("^", 2), ("|", 1))))
     meaning: dict[str, Spec] = {
         "&": lambda b, h, q, kv: left.spec(b, h, q, kv) and right.spec(b, h, q, kv),
         "^": lambda b, h, q, kv: left.spec(b, h, q, kv) != right.spec(b, h, q, kv),
@@ -242,20 +253,20 @@ def _binary(draw: DrawFn, size: Size, depth: int) -> Expression:
     return Expression(source, meaning[symbol], size, precedence)
 
 
-@st.composite
-def _not(draw: DrawFn, size: Size, depth: int) -> Expression:
-    inner = _as_mask(draw(masks(size, depth - 1)))
+@composite
+def _not(draw: Draw, size: Size, depth: int) -> Expression:
+    inner = _as_mask(draw(expressions(size, depth - 1)))
 
     def spec(b, h, q, kv):
         return not inner.spec(b, h, q, kv)
 
-    if draw(st.booleans()):
+    if draw(booleans()):
         return Expression(f"~{_operand(inner, 4)}", spec, size, 4)
     return Expression(f"{_operand(inner, 2)} ^ True", spec, size, 2)
 
 
-@st.composite
-def _shift(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _shift(draw: Draw, size: Size, depth: int) -> Expression:
     q_text, q_offset = _per_row(draw, size.B, -2, 4)
     kv_text, kv_offset = _per_row(draw, size.B, -2, 4)
     # A static offset moves the last position that tables must reach; a tensor's is not known to the library.
@@ -263,19 +274,19 @@ def _shift(draw: DrawFn, size: Size, depth: int) -> Expression:
         q_len=max(0, size.q_len + ("tensor" not in q_text) * q_offset[0]),
         kv_len=max(0, size.kv_len + ("tensor" not in kv_text) * kv_offset[0]),
     )
-    inner = draw(masks(reach, depth - 1))
+    inner = draw(expressions(reach, depth - 1))
     source = f"shift({inner.source}, q_offset={q_text}, kv_offset={kv_text})"
     return Expression(source, lambda b, h, q, kv: inner.spec(b, h, q + q_offset[b], kv + kv_offset[b]), size)
 
 
-@st.composite
-def _remap(draw: DrawFn, size: Size, depth: int) -> Expression:
+@composite
+def _remap(draw: Draw, size: Size, depth: int) -> Expression:
     arguments = []
     places = []
     for name, n in (("q", size.q_len), ("kv", size.kv_len)):
-        form = draw(st.sampled_from(("none", "table", "function")))
+        form = draw(sampled_from(("none", "table", "function")))
         if form == "table":
-            text, positions = _table(draw, size.B, n, st.integers(-1, 8))
+            text, positions = _table(draw, size.B, n, integers(-1, 8))
             arguments.append(f"{name}={text}")
             places.append(lambda b, i, positions=positions: _entry(positions[b], i))
         elif form == "function":
@@ -284,11 +295,11 @@ def _remap(draw: DrawFn, size: Size, depth: int) -> Expression:
         else:
             places.append(lambda b, i: i)
     valid = None
-    if draw(st.booleans()):
-        text, valid = _table(draw, size.B, size.kv_len, st.booleans())
+    if draw(booleans()):
+        text, valid = _table(draw, size.B, size.kv_len, booleans())
         arguments.append(f"valid={text}")
     # Tables of the inner mask are read at positions that nobody knows beforehand: any length will do.
-    inner = draw(masks(size, depth - 1))
+    inner = draw(expressions(size, depth - 1))
 
     def spec(b, h, q, kv):
         q_position, kv_position = places[0](b, q), places[1](b, kv)
@@ -299,9 +310,9 @@ def _remap(draw: DrawFn, size: Size, depth: int) -> Expression:
     return Expression(f"remap({', '.join([inner.source, *arguments])})", spec, size)
 
 
-@st.composite
-def _where(draw: DrawFn, size: Size, depth: int) -> Expression:
-    condition, a, b_mask = (draw(masks(size, depth - 1)) for _ in range(3))
+@composite
+def _where(draw: Draw, size: Size, depth: int) -> Expression:
+    condition, a, b_mask = (draw(expressions(size, depth - 1)) for _ in range(3))
 
     def spec(b, h, q, kv):
         return (a if condition.spec(b, h, q, kv) else b_mask).spec(b, h, q, kv)
@@ -309,9 +320,9 @@ def _where(draw: DrawFn, size: Size, depth: int) -> Expression:
     return Expression(f"where({condition.source}, {a.source}, {b_mask.source})", spec, size)
 
 
-@st.composite
-def _per_head(draw: DrawFn, size: Size, depth: int) -> Expression:
-    parts = [draw(masks(size, max(0, depth - 2))) for _ in range(size.H)]
+@composite
+def _per_head(draw: Draw, size: Size, depth: int) -> Expression:
+    parts = [draw(expressions(size, max(0, depth - 2))) for _ in range(size.H)]
     source = f"per_head([{', '.join(part.source for part in parts)}])"
     return Expression(source, lambda b, h, q, kv: parts[h].spec(b, h, q, kv), size)
 
