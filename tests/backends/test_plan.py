@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import threading
 import time
 
@@ -160,14 +161,14 @@ def test_softcap():
 def test_every_sentence_is_about_what_was_compared():
     layer = plan(causal() & (sliding_window(64) | sinks(4)), 1, 4, 4096, 4096)
     assert layer.backend == "spans"
-    assert layer.why == "blocks of 64 queries meet just the keys they see"
+    assert re.fullmatch(r"blocks of \d+ queries meet just the keys they see", layer.why)
     for name, reason in layer.rejected.items():
         if "its estimate is higher" in reason:
             assert layer.cost[name] >= layer.cost["spans"]
         else:
             assert layer.cost.get(name, float("inf")) == float("inf")
     text = layer.explain()
-    assert "backend: spans: blocks of 64 queries" in text
+    assert "backend: spans: blocks of" in text
     assert "not sdpa: its estimate is higher" in text
     assert "estimated milliseconds a call: " in text
     meets = float(text.split("lowered: ")[1].split("queries meet ")[1].split("%")[0])

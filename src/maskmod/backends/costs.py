@@ -34,7 +34,7 @@ class Rates(NamedTuple):
     backward: float
 
 
-_CPU = Rates(pair=3.6e-6, masked=1.27, causal=0.56, entry=1.5e-6, read=0.35, launch=0.05, backward=2.6)
+_CPU = Rates(pair=3.6e-6, masked=1.27, causal=0.56, entry=1.5e-6, read=0.9, launch=0.06, backward=2.6)
 _GPU = Rates(pair=1.3e-9, masked=3.0, causal=0.55, entry=2e-9, read=1.0, launch=0.02, backward=2.5)
 _WIDTH = {torch.float64: 2.0}
 

@@ -8,6 +8,7 @@ them in plain torch on any device, in memory that follows the visible pairs: slo
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -87,8 +88,7 @@ class Csr(Backend):
     def bid(self, reading: Reading, request: Request) -> Bid | str:
         if reading.traced:
             return "how many keys are visible depends on values, and a graph has static shapes"
-        B, H, q_len, kv_len = reading.sizes
-        return Bid(1e-3 * B * H * q_len * kv_len, "gathers every visible pair: for memory, not for speed")
+        return Bid(math.inf, "gathers every visible pair: for memory, not for speed")
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, args: CsrArgs, call: Call) -> Tensor:
         """Softmax over each row's own keys, gathered; differentiable."""

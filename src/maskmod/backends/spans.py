@@ -40,7 +40,8 @@ _ROWS = {64: 0.75, 128: 0.82, 256: 0.94, 512: 0.97, 1024: 1.0}
 _HELD = 1 << 8  # tokens of tables held for each query and key; more are made from intervals at each call
 _OPEN = 1 << 10  # tokens of opened blocks for each query and key, where there are no intervals to make them from
 _PLAIN = 10.0  # how much slower plain torch is than a fused kernel
-_SOLVE = 1.5  # milliseconds to solve a mask for its intervals and to cut it
+_SOLVE = 2.5  # milliseconds to solve a mask for its intervals, for each interval of a row
+_CUT = 0.12  # milliseconds to cut out one rectangle
 _TILES = 20.0  # the same for descending tiles
 
 
@@ -156,9 +157,10 @@ class Spans(Backend):
         if found is not None:
             # An item of a lane that all heads share is one call for all of them.
             one = pairs(request, lanes)
-            rows, cost = _best(found, one, launch * (request.B if B == 1 else 1))
+            each = launch * (request.B if B == 1 else 1) + _CUT / request.calls
+            rows, cost = _best(found, one, each)
             why = f"blocks of {rows} queries meet just the keys they see"
-            return Bid(cost + (read + _SOLVE) / request.calls, why)
+            return Bid(cost + (read + _SOLVE * found.start.shape[-1]) / request.calls, why)
         if pairs(request, every) * request.calls < 4 * _TILES:
             return Bid(
                 pairs(request, every) + _TILES / request.calls,
