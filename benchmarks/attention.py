@@ -96,8 +96,8 @@ def table_rows(n: int, turns: int, flex: bool) -> list[dict[str, Any]]:
             "attention": lambda q=q, k=k, v=v, m=mask: attention(q, k, v, m),
             "plan": lambda q=q, k=k, v=v, p=layer: p(q, k, v),
         }
-        if n <= 16384:
-            visible = dense_mask(mask, 1, 1, n, n)
+        visible = dense_mask(mask, 1, 1, n, n) if n <= 16384 else None
+        if visible is not None:
             functions["sdpa, dense ready"] = lambda q=q, k=k, v=v, m=visible: F.scaled_dot_product_attention(
                 q, k, v, attn_mask=m
             )
@@ -108,7 +108,7 @@ def table_rows(n: int, turns: int, flex: bool) -> list[dict[str, Any]]:
         ideal = times["unmasked"] * density
         row = {"mask": name, "tokens": n, "chosen": layer.backend, "ideal": ideal, **times}
         row |= {f"{who} / ideal": times[who] / ideal for who in ("attention", "plan", "flex") if who in times}
-        if n <= 16384:
+        if visible is not None:
             row["dense / attention"] = times["sdpa, dense ready"] / times["attention"]
             grads = inputs(n, grad=True)
             both = {

@@ -18,6 +18,7 @@ from maskmod.backends.sdpa import Sdpa
 from maskmod.backends.sglang import Sglang
 from maskmod.backends.spans import Spans
 from maskmod.backends.splash import Splash
+from maskmod.backends.varlen import Varlen
 from maskmod.errors import BackendError, MaskTypeError
 
 __all__ = ["get", "names", "register_backend"]
@@ -25,7 +26,7 @@ __all__ = ["get", "names", "register_backend"]
 _BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        *(Eager(), Sdpa(), Flex(), Spans(), Flash()),
+        *(Eager(), Sdpa(), Flex(), Spans(), Varlen(), Flash()),
         *(Csr(), Flashmask(), Fa4(), Flashinfer(), Magi(), Hstu(), Splash(), Sglang()),  # layouts of others' kernels
     )
 }
