@@ -20,6 +20,7 @@ from maskmod.analyser.reading import Reading
 from maskmod.backends.protocol import Backend, Holder, Step
 from maskmod.caches import PagedCache, RingCache, SlidingCache, StaticCache
 from maskmod.errors import UnsupportedMask
+from maskmod.facts.recognise import proven_band, proven_packed
 from maskmod.facts.structure import Band, band_of
 from maskmod.masks import Document, Full, KeyLengths
 from maskmod.packing import cu_seqlens_from_document_ids
@@ -88,6 +89,11 @@ class Flash(Backend):
         documents = [part for part in parts if type(part) is Document]
         rest = reduce(And, [part for part in parts if type(part) is not Document], Full())
         band = band_of(rest, sizes.q_len, sizes.kv_len)
+        alike = len(documents) <= 1 and all(part.kv_ids is None for part in documents) and sizes.q_len == sizes.kv_len
+        if band is None or (documents and not alike):
+            proven = _proven(written, reading)
+            if proven is not None:
+                return proven
         if band is None:
             raise UnsupportedMask(written, f"structure does not prove that {rest!r} is one diagonal band", _TODO)
         if not documents:
@@ -124,6 +130,22 @@ class Flash(Backend):
 
     def holder(self, step: Step) -> Holder:
         return _FlashHolder(step)
+
+
+def _proven(written: str, reading: Reading) -> FlashArgs | VarlenArgs | None:
+    """Arguments of a mask that structure does not know, but that is proven one band, or one in each document."""
+    sizes = reading.sizes
+    band = proven_band(reading)
+    if band is not None:
+        causal, window_size = _window(written, band, sizes.kv_len - sizes.q_len)
+        return FlashArgs(causal, window_size, "proven, at these sizes, one diagonal band: a window, no mask", sizes)
+    packed = proven_packed(reading)
+    if packed is None:
+        return None
+    causal, window_size = _window(written, packed.band, 0)
+    cu_seqlens, longest = _packed(written, packed.ids, sizes)
+    why = "proven, at these sizes, packed documents: a window in each, no mask"
+    return VarlenArgs(cu_seqlens, cu_seqlens, longest, longest, causal, window_size, why, sizes)
 
 
 def _packed(written: str, ids: Tensor, sizes: Sizes) -> tuple[Tensor, int]:

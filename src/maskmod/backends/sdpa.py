@@ -16,6 +16,7 @@ from maskmod.backends.dense_holder import DenseHolder
 from maskmod.backends.empty_rows import check_absorbs, fill_empty_rows
 from maskmod.backends.protocol import Backend, Bid, Call, Holder, Request, Step
 from maskmod.dense import bias_from_bool, dense_of
+from maskmod.facts.recognise import proven_band
 from maskmod.facts.structure import band_of
 
 __all__ = ["Sdpa", "SdpaArgs"]
@@ -106,16 +107,16 @@ class Sdpa(Backend):
 def _maskless(reading: Reading) -> SdpaArgs | None:
     """The arguments without a mask, where structure and static lengths prove that none is needed, or None."""
     q_len, kv_len = reading.sizes.q_len, reading.sizes.kv_len
-    band = band_of(reading.mask, q_len, kv_len)
+    band, how = band_of(reading.mask, q_len, kv_len), "structure and static lengths prove"
+    if band is None and not known_true(q_len == 1):  # a step of one query builds its row sooner than a proof
+        band, how = proven_band(reading), "outside a trace, its tiles prove"
     if band is None or known_true(kv_len == 0):
         return None
     if band.is_full(q_len, kv_len):
-        why = "structure and static lengths prove that it hides nothing: no mask"
+        why = f"{how} that it hides nothing: no mask"
         return SdpaArgs(None, False, why, reading.sizes)
     if band.is_causal(q_len):
-        return SdpaArgs(
-            None, True, "structure and static lengths prove it top-left causal: the flag, no mask", reading.sizes
-        )
+        return SdpaArgs(None, True, f"{how} it top-left causal: the flag, no mask", reading.sizes)
     return None
 
 
