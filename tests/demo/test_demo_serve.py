@@ -199,7 +199,7 @@ def test_a_draft_is_what_followed_before(tokens, room, want):
 def test_the_command(tmp_path):
     """As a user runs it: trained, compiled by inductor."""
     process = subprocess.run(
-        [sys.executable, "-m", "maskmod", "demo", "serve", "--json"], capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "maskmod", "demo", "serve", "--json"], capture_output=True, text=True, timeout=850
     )
     assert process.returncode == 0, process.stdout + process.stderr
     served = json.loads(process.stdout)
