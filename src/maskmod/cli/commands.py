@@ -181,6 +181,31 @@ def explain(
     typer.echo(found.to_json() if as_json else str(found))
 
 
+@app.command()
+def load(
+    mask: Annotated[str, typer.Argument(help="A mask, as for draw.")],
+    length: Annotated[int, typer.Option(help="Tokens of the sequence.", min=1)] = 131072,
+    world: Annotated[int, typer.Option(help="Ranks.", min=1)] = 8,
+    layout: Annotated[str, typer.Option(help="contiguous, striped, head-tail or balanced.")] = "balanced",
+    heads: Annotated[int, typer.Option("--H", help="Heads the mask is read at.", min=1)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """What every rank of a sharded sequence would compute and fetch: area, blocks, keys, bytes, imbalance."""
+    from maskmod import distributed as ranks
+
+    read = mask_from_text(mask)
+    layouts = {
+        "contiguous": ranks.Contiguous,
+        "striped": ranks.Striped,
+        "head-tail": ranks.HeadTail,
+        "balanced": lambda: ranks.Balanced(read, H=heads),
+    }
+    if layout not in layouts:
+        raise typer.BadParameter(f"no layout {layout!r}: pass one of {', '.join(layouts)}", param_hint="--layout")
+    figures = ranks.load(read, layouts[layout](), world, None, heads, length)
+    typer.echo(figures.to_json() if as_json else str(figures))
+
+
 @demo.callback()
 def run_demo(
     context: typer.Context,
@@ -232,6 +257,28 @@ def _progress(items: Iterable[Any], label: str, *, quiet: bool, total: int | Non
             yield from bar
         return
     yield from track(items, label, total=total, console=Console(stderr=True), transient=True)
+
+
+@demo.command()
+def distributed(
+    nproc: Annotated[int, typer.Option("--nproc", help="Ranks to spawn; torchrun's own count wins.", min=1)] = 4,
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 12,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
+) -> None:
+    """Train on packed documents over several gloo ranks: context parallelism, held against one process.
+
+    Also by torchrun: torchrun --nproc-per-node 4 -m maskmod demo distributed. Exits with 1 if a loss or a gradient
+    differs from that of one process.
+    """
+    from maskmod.demo.distributed import run
+
+    figures = run(_silent if as_json else _say, nproc, steps)
+    if figures is None:  # a rank but the first, under torchrun
+        return
+    if as_json:
+        typer.echo(figures.to_json())
+    if not figures.ok:
+        raise typer.Exit(_FAILED)
 
 
 def _say(line: str) -> None:
