@@ -197,8 +197,17 @@ def _model(config: Config) -> Model:
 
 def _plan(mask: Mask, ids: Tensor, mesh, config: Config) -> ContextPlan:
     layout = Balanced(mask, block=BLOCK, B=ROWS)
-    sizes = {"B": ROWS, "H": config.q_heads, "kv_heads": config.kv_heads, "length": ids.shape[1]}
-    return context_parallel_plan(mask, mesh=mesh, layout=layout, method="all_gather", block=BLOCK, **sizes)
+    return context_parallel_plan(
+        mask,
+        mesh=mesh,
+        layout=layout,
+        B=ROWS,
+        H=config.q_heads,
+        kv_heads=config.kv_heads,
+        length=ids.shape[1],
+        method="all_gather",
+        block=BLOCK,
+    )
 
 
 def _loss_of_part(model: Model, tokens: Tensor, ids: Tensor, plan: ContextPlan, rank: int) -> Tensor:
