@@ -26,6 +26,7 @@ from maskmod.errors import UnsupportedMask
 __all__ = ["Varlen", "VarlenArgs"]
 
 _TODO = 'Use backend="spans", "flex" or "sdpa".'
+_SOLVE = 3.4  # milliseconds to read a mask, to solve it for its intervals and to check the documents
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -151,6 +152,11 @@ class Varlen(Backend):
     def bid(self, reading: Reading, request: Request) -> Bid | str:
         if request.device.type != "cpu" and request.dtype not in _HALVES:
             return "varlen_attn takes half precision only"
+        every = (
+            0 if reading.traced else pairs(request, request.B * request.H * reading.sizes.q_len * reading.sizes.kv_len)
+        )
+        if not reading.traced and every * request.calls < _SOLVE:
+            return Bid(every + _SOLVE / request.calls, "so few pairs take less time than finding out the documents")
         found = _documents(reading)
         if isinstance(found, str):
             return found
