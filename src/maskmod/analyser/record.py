@@ -98,13 +98,24 @@ class _Watching(TorchFunctionMode):
                     return _dispatch(func, args, kwargs)
             if self.tape.traced and any(isinstance(i, Tensor) and not i.dim() for i in index):
                 return _index_of_graph(args[0], index)
-        for draws in RANDOM:
-            if func is draws:
-                raise randomness(self.mask)
+        if _draws(func, self.tape.traced):
+            raise randomness(self.mask)
         result = func(*args, **kwargs)
         if not self.tape.traced and isinstance(result, Tensor) and not isinstance(result, Scalar):
             self.tape.made[id(result)] = (result, func, args, kwargs)
         return result
+
+
+def _draws(function: Callable, traced: bool) -> bool:
+    if not traced:
+        return function in _DRAWING
+    for draws in RANDOM:  # Dynamo cannot look Python functions up in a set
+        if function is draws:
+            return True
+    return False
+
+
+_DRAWING = frozenset(RANDOM)
 
 
 def _index_of_graph(table: Tensor, index: tuple) -> Tensor:
