@@ -109,10 +109,7 @@ class _Watching(TorchFunctionMode):
 def _draws(function: Callable, traced: bool) -> bool:
     if not traced:
         return function in _DRAWING
-    for draws in RANDOM:  # Dynamo cannot look Python functions up in a set
-        if function is draws:
-            return True
-    return False
+    return any(function is draws for draws in RANDOM)  # Dynamo cannot look Python functions up in a set
 
 
 _DRAWING = frozenset(RANDOM)
