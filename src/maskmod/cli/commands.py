@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from maskmod.cli.compat import compat
 from maskmod.cli.expressions import mask_from_text, predicate_from_text
 from maskmod.errors import MaskValueError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 demo = typer.Typer(invoke_without_command=True)
 app.add_typer(demo, name="demo")
+app.add_typer(compat, name="compat")
 
 _FAILED = 1
 _asked = {"traceback": False}

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from maskmod._torch.tracing import known_true
 from maskmod.algebra import Mask, Sizes
-from maskmod.attention import attention
-from maskmod.compat.transformers.dense_attention import softmax_attention
+from maskmod.attention import AttentionPlan, plan
 from maskmod.dense import dense_mask
 from maskmod.errors import MaskShapeError, UnsupportedMask
-from maskmod.masks import Causal
+from maskmod.masks import Causal, Full
 from maskmod.positions import shift
 
 __all__ = ["LazyMask"]
+
+
+_CALLS = 8
+"""Layers that share a mask, as far as weighing what to prepare is concerned."""
 
 
 class LazyMask:
@@ -65,11 +68,48 @@ class LazyMask:
         self._check(q, k)
         if type(self.mask) is Causal and known_true(k.shape[2] > q.shape[2]):  # a static cache that was empty
             k, v = k[:, :, : q.shape[2]], v[:, :, : q.shape[2]]
-        if softcap is not None or sink_logits is not None:
-            return softmax_attention(q, k, v, self.dense()[..., : k.shape[2]], False, scale, softcap, sink_logits)
-        return attention(q, k, v, self.mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        prepared = self._plan(q, k, v, softcap, sink_logits is not None)
+        return prepared(q, k, v, scale, sink_logits=sink_logits)
+
+    def _plan(self, q: Tensor, k: Tensor, v: Tensor, softcap: float | None, sinks: bool) -> AttentionPlan:
+        """The plan for calls like this one, made by the first of them."""
+        grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        B, H, q_len, D = q.shape
+        like = (B, H, k.shape[1], k.shape[2], D, q.dtype, grad, softcap, sinks)
+        for made_for, prepared in self._plans:
+            if made_for == like:
+                return prepared
+        prepared = plan(
+            self.mask,
+            B,
+            H,
+            q_len,
+            k.shape[2],
+            backend="sdpa" if self._needs_no_mask(softcap, sinks) else "auto",
+            dtype=q.dtype,
+            device=q.device,
+            requires_grad=grad,
+            enable_gqa=not known_true(k.shape[1] == H),
+            softcap=softcap,
+            sinks=sinks,
+            head_size=D,
+            calls=_CALLS,
+        )
+        self._plans.append((like, prepared))
+        return prepared
+
+    def _needs_no_mask(self, softcap: float | None, sinks: bool) -> bool:
+        """Whether it is plain causal or hides nothing, where SDPA's own kernels are what the model would get anyway."""
+        return type(self.mask) in (Causal, Full) and softcap is None and not sinks
 
     def _check(self, q: Tensor, k: Tensor) -> None:
+        H = self.sizes.H
+        if not known_true(H == 1) and known_true(q.shape[1] != H):
+            raise MaskShapeError(
+                f"attention of {q.shape[1]} heads",
+                f"the mask reads the head, and was made for {H}",
+                "Heads that are split over devices need a mask of their own: maskmod.shift(mask, h_offset=...).",
+            )
         if known_true(q.shape[2] != self.sizes.q_len) or known_true(k.shape[2] != self.sizes.kv_len):
             raise MaskShapeError(
                 f"attention of {q.shape[2]} queries and {k.shape[2]} keys",
@@ -102,7 +142,9 @@ class LazyMask:
     def to(self, *args: Any, **kwargs: Any) -> LazyMask:
         """The same mask: what it reads is on the device where it was made. Another device or dtype is refused."""
         wanted = [*args, *kwargs.values()]
-        if all(kind in (None, torch.bool, False, True) or torch.device(kind) == self.device for kind in wanted):
+        devices = [torch.device(value) for value in wanted if isinstance(value, (str, torch.device))]
+        dtypes = [value for value in wanted if isinstance(value, torch.dtype)]
+        if all(device == self.device for device in devices) and all(dtype == torch.bool for dtype in dtypes):
             return self
         raise UnsupportedMask(
             f"mask.to{tuple(wanted)}", f"a lazy bool mask on {self.device}", "Call mask.dense() first."
