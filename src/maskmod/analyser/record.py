@@ -383,7 +383,7 @@ def record(mask: Callable, B: int, H: int, q_len: int, kv_len: int, device: torc
         Unknown: it does something that has no meaning for the analyser.
         MaskError: as the vmap lift does, where it returns anything but one bool.
     """
-    if traced and not torch.compiler.is_compiling():
+    if traced and not torch.compiler.is_dynamo_compiling():  # a non-strict export compiles without Dynamo
         raise Unknown("fake tensors outside a compiler cannot carry a recording")
     tape = Tape(B, H, q_len, kv_len, device, traced)
     # In a trace the point is on the meta device: should Dynamo carry an operation out without showing it to
