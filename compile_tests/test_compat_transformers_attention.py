@@ -66,8 +66,8 @@ def test_prefill_is_one_graph(name: str, padded: bool) -> None:
     want = model(**inputs, use_cache=False).logits
     compiled = torch.compile(model.forward, fullgraph=True, backend="eager")
     with watch_graphs() as report:
-        for _ in range(3):
-            got = compiled(**inputs, use_cache=False).logits
+        compiled(**inputs, use_cache=False)
+        got = compiled(**inputs, use_cache=False).logits
     assert report.graphs == 1, report
     visible = batch()["attention_mask"].bool() if padded else ...
     torch.testing.assert_close(got[visible], want[visible], rtol=1e-4, atol=1e-5)

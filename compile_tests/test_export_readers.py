@@ -27,12 +27,13 @@ def blocks(ids: Tensor) -> Tensor:
 
 
 def classes(ids: Tensor) -> Tensor:
-    return torch.stack([part.sum() for part in classify_blocks(mask(ids), 1, 1, N, N) if isinstance(part, Tensor)])
+    found = classify_blocks(mask(ids), 1, 1, N, N)
+    return torch.stack([part.sum() for part in tuple(found) if isinstance(part, Tensor)])
 
 
 def attending(backend: str) -> Callable[[Tensor], Tensor]:
     q = torch.randn(3, 1, 2, N, 8, generator=torch.Generator().manual_seed(0))
-    return lambda ids: attention(*q, mask(ids), backend=backend)
+    return lambda ids: attention(q[0], q[1], q[2], mask(ids), backend=backend)
 
 
 READERS: dict[str, Callable[[Tensor], Tensor]] = {
