@@ -65,7 +65,7 @@ def faults(module: str, text: str) -> list[str]:
             found.append(f"{module} (row {row_of(own)}) imports {name} (row {row_of(parts)})")
         if (
             own[0] == parts[0] == "backends"
-            and own[1:] not in (["registry"], ["typed"])
+            and own[1:] not in (["registry"], ["typed"], ["described"])
             and f"backends.{parts[1]}" in MODULES
             and parts[1] not in (*SHARED_BY_BACKENDS, own[1])
         ):
