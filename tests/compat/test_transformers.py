@@ -452,7 +452,7 @@ def test_packed_can_be_declared() -> None:
 # ---------------------------------------------------------------------------------------------------------- install
 
 
-def test_install_is_reversible() -> None:
+def test_install_is_reversible(monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers
     from transformers.models.llama import modeling_llama
 
@@ -472,7 +472,8 @@ def test_install_is_reversible() -> None:
         assert "late" in ours.ALL_MASK_ATTENTION_FUNCTIONS
         with pytest.raises(ours.InstallError, match="installed already"):
             ours.install()
-        sys.modules.pop("transformers.models.mistral.modeling_mistral", None)
+        # Loaded anew, and put back afterwards: classes of the earlier module would be out of `install`'s sight.
+        monkeypatch.delitem(sys.modules, "transformers.models.mistral.modeling_mistral", raising=False)
         mistral = importlib.import_module("transformers.models.mistral.modeling_mistral")
         assert mistral.create_causal_mask is ours.create_causal_mask
     theirs.AttentionMaskInterface._global_mapping.pop("late")
