@@ -156,20 +156,20 @@ def _backend(reading: Reading, name: str) -> dict[str, Any]:
 
 
 def _shapes(fields: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON can hold them: tensors by dtype and shape, tuples by their fields."""
-    shown: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name in ("why", "sizes"):
-            continue
-        if isinstance(value, Tensor):
-            shown[name] = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-        elif isinstance(value, tuple) and hasattr(value, "_asdict"):
-            shown[name] = _shapes(value._asdict())  # pyright: ignore[reportAttributeAccessIssue]
-        elif isinstance(value, (bool, int, float, str)) or value is None:
-            shown[name] = value
-        else:
-            shown[name] = list(value) if isinstance(value, tuple) else type(value).__name__
-    return shown
+    """Arguments as JSON can hold them: tensors by dtype and shape, tuples by their fields or entries."""
+    return {name: _shape(value) for name, value in fields.items() if name not in ("why", "sizes")}
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _shapes(value._asdict())  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(value, tuple):
+        return [_shape(entry) for entry in value]
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    return type(value).__name__
 
 
 def _place(element: Element | None) -> dict[str, int] | None:
