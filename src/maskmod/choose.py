@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from maskmod._torch.tracing import known_true
 from maskmod.algebra import Mask, MaskMod, as_mask
@@ -46,7 +47,7 @@ class PerHead(Mask):
     def __call__(self, b, h, q_idx, kv_idx):
         visible = None
         for mask in dict.fromkeys(self.masks):  # each distinct mask is evaluated once, for all its heads
-            here = None
+            here: Any = None
             for head, other in enumerate(self.masks):
                 if other == mask:
                     here = h == head if here is None else here | (h == head)

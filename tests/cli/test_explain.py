@@ -30,7 +30,6 @@ def facts(mask, *sizes):
         (~causal(), "a band, 1 <= kv_idx - q_idx"),
         (causal() | prefix(3), None),
     ],
-    ids=str,
 )
 def test_bands_in_words(mask, band: str | None):
     assert facts(mask, 1, 1, 16, 24)["band"] == band

@@ -122,7 +122,6 @@ def check_random(seed: int) -> None:
         (lambda b, h, q, k: (q >= k) & ((q - k) % 4 == 0), causal() & (lambda b, h, q, k: (q - k) % 4 == 0)),
         (~(~causal() | ~sliding_window(9)), sliding_window(9)),
     ],
-    ids=str,
 )
 def test_a_million_tokens_said_twice(a, b):
     assert equal(a, b, 1, 1, LONG, LONG) == Proof(True, None)

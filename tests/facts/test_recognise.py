@@ -36,7 +36,6 @@ RUNS = torch.tensor([0] * 5 + [1] + [2] * 6 + [3] * 4)
         (lambda b, h, q, k: (k <= q) ^ ((b == 1) & (q == 9) & (k == 2)), None),
         (lambda b, h, q, k: (k <= q) ^ ((h == 1) & (k == 15) & (q == 15)), None),
     ],
-    ids=str,
 )
 def test_bands(mask, band: Band | None):
     assert proven_band(read(mask, 2, 2, 16, 16)) == band
@@ -54,7 +53,7 @@ def test_bands_of_rectangles(q_len: int, kv_len: int):
 
 
 @pytest.mark.parametrize(
-    "inner", [None, lambda b, h, q, k: k <= q, sliding_window(3), lambda b, h, q, k: (q - k).abs() < 3], ids=str
+    "inner", [None, lambda b, h, q, k: k <= q, sliding_window(3), lambda b, h, q, k: (q - k).abs() < 3]
 )
 def test_documents_however_they_are_written(inner):
     inner = full() if inner is None else mask_mod(inner)
@@ -94,7 +93,6 @@ def test_documents_that_differ_between_rows():
         lambda b, h, q, k: ((RUNS[q] == RUNS[k]) & (q >= k)) ^ ((q == 3) & (k == 1)),
         lambda b, h, q, k: ((RUNS[q] == RUNS[k]) & (q >= k)) | (k == 0),
     ],
-    ids=str,
 )
 def test_what_is_no_packing(mask):
     assert proven_packed(read(mask, 1, 1, 16, 16)) is None

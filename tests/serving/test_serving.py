@@ -408,7 +408,6 @@ STATIC_SINKS = causal() & (sliding_window(3) | sinks(2))
         (causal(), ChunkedCache(4, start=torch.tensor(1)), "the query's own chunk of 4 keys"),
         (causal() & chunked(4), ChunkedCache(4, start=1), "the query's own chunk of 4 keys"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("backend", ["sdpa", "flash"])
 def test_a_mask_wider_than_its_cache_is_refused(mask, layout, seen, backend):
@@ -441,7 +440,6 @@ def test_flash_on_a_ring_names_the_keys_it_would_lose():
         (per_head([sliding_window(4), sliding_window(2)]), RingCache(4)),
         (causal() & key_padding(torch.tensor([9])), StaticCache(16)),
     ],
-    ids=str,
 )
 def test_a_mask_that_its_cache_holds_is_not(mask, layout):
     assert "assumed" not in str(DecodePlan(mask, layout, 1, 2, 1, backend="sdpa").explain())
@@ -456,7 +454,6 @@ def test_a_mask_that_its_cache_holds_is_not(mask, layout):
         (MASKS["sinks"][0], PrefixRingCache(1, 4), "the 4 newest keys and the first 1"),
         (causal() & chunked(4, start=torch.tensor([1, 2])), ChunkedCache(4), "the query's own chunk of 4 keys"),
     ],
-    ids=str,
 )
 def test_what_structure_does_not_show_is_told(mask, layout, held):
     lines = DecodePlan(mask, layout, B, H, 1, backend="sdpa").explain().lines
@@ -578,7 +575,7 @@ def test_errors():
     with pytest.raises(MaskShapeError, match="the cache has 3 rows, the plan 2"):
         DecodePlan(causal(), ChunkedCache(4, start=torch.zeros(3, dtype=torch.long)), B, H, 1, backend="sdpa")
     with pytest.raises(MaskTypeError, match="a int is no cache layout"):
-        DecodePlan(causal(), 300, B, H, 1, backend="sdpa")  # pyright: ignore[reportArgumentType]
+        DecodePlan(causal(), 300, B, H, 1, backend="sdpa")  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(MaskTypeError, match=r"torch\.int32.*Pass a floating dtype"):
         DecodePlan(causal(), StaticCache(300), B, H, 1, backend="eager", dtype=torch.int32)
     with pytest.raises(MaskValueError, match="q_len: 0 queries"):
