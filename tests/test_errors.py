@@ -681,7 +681,7 @@ BAD_INPUTS = [
         MaskShapeError,
         "attention(q=[2, 4, 8, 16], k=[2, 2, 8, 16], v=[2, 2, 8, 16])",
         "4 query heads, 2 kv heads",
-        "Pass enable_gqa=True.",
+        "Pass enable_gqa=True, or, if heads come third, (B, length, H, D), each tensor's .transpose(1, 2).",
     ),
     Bad(
         "attention(q, q[:, :3], q[:, :3], causal(), enable_gqa=True)",

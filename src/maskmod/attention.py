@@ -442,7 +442,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> tuple[in
         raise refusal("q and k differ in their last size", "Project them to one head size.")
     if known_true(k.shape[1] != H):
         if not enable_gqa:
-            raise refusal(f"{H} query heads, {k.shape[1]} kv heads", "Pass enable_gqa=True.")
+            todo = "Pass enable_gqa=True, or, if heads come third, (B, length, H, D), each tensor's .transpose(1, 2)."
+            raise refusal(f"{H} query heads, {k.shape[1]} kv heads", todo)
         if known_true(k.shape[1] == 0) or known_true(H % k.shape[1] != 0):
             raise refusal(f"{k.shape[1]} kv heads do not divide {H}", "Grouped heads come in equal groups.")
     return B, H, q_len, k.shape[2]

@@ -1,7 +1,7 @@
-"""How long things take, for bids: measured on one CPU thread and, for GPUs, set down from published throughput.
+"""How long things take, for bids: measured on one CPU thread; for GPUs, rough guesses.
 
 Everything is in milliseconds and only ratios decide. `benchmarks/attention.py` compares the estimates on CPU with
-measurements; those for GPUs have not been measured by this project.
+measurements; nothing has been measured on a GPU.
 """
 
 from __future__ import annotations
