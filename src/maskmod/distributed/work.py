@@ -55,7 +55,7 @@ def row_work(
         single = spans.ends.shape[-1] == 1
         count = spans.ends[..., 0] - spans.starts[..., 0] if single else spans.visible()
         first, last = spans.starts[..., 0], spans.ends[..., -1] - 1
-        if hulls and not (single and int(count.min()) > 0):
+        if hulls and not (single and count.numel() and int(count.min()) > 0):
             last = (spans.ends * (spans.starts < spans.ends)).amax(-1) - 1
     lanes = (
         reading.sizes.B // count.shape[0],
