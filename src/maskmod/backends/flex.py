@@ -152,7 +152,7 @@ class Flex(Backend):
             q,
             k,
             v,
-            score_mod=None if call.softcap is None else _capped(call.softcap),
+            score_mod=None if call.softcap is None else (_capped if tracing(q) else _capped_once)(call.softcap),
             block_mask=args.block_mask,
             scale=call.scale,
             enable_gqa=call.enable_gqa,
@@ -219,12 +219,14 @@ def _contiguous(count: Tensor, index: Tensor) -> bool:
     return bool(((count == 0) | (last - index[..., 0] + 1 == count)).all())
 
 
-@functools.lru_cache(maxsize=_WRAPPERS)
 def _capped(cap: float):
     def capped(score, b, h, q_idx, kv_idx):
         return cap * torch.tanh(score / cap)
 
     return capped
+
+
+_capped_once = functools.lru_cache(maxsize=_WRAPPERS)(_capped)  # outside a trace: Dynamo ignores a cache, and warns
 
 
 def _by_code(part: Any) -> Any:
